@@ -1,0 +1,82 @@
+package fsatomic
+
+import (
+	"io/fs"
+	"math"
+	"math/bits"
+	"os"
+	"path/filepath"
+)
+
+// OS is the file system of the machine.
+type OS struct{}
+
+var _ FS = OS{}
+
+// Create opens a new file with the mode that the umask leaves of 0666.
+func (OS) Create(name string) (File, error) {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|noFollow, 0o666)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// Mkdir makes a new folder with the mode that the umask leaves of 0777.
+func (OS) Mkdir(name string) error { return os.Mkdir(name, 0o777) }
+
+// RenameNoReplace moves a name in one step where the system can do that. Else
+// two steps leave a gap in which another process may take the name: a file is
+// then linked, which is safe, and for what can not be linked the name is
+// looked up first. A folder never replaces one that has something in it.
+func (OS) RenameNoReplace(from, to string) error { return renameNoReplace(from, to) }
+
+// Exchange swaps two names on Linux and macOS, on file systems that can.
+func (OS) Exchange(a, b string) error { return exchange(a, b) }
+
+// Remove removes a file, a link or an empty folder.
+func (OS) Remove(name string) error { return os.Remove(name) }
+
+// Lstat describes a name.
+func (OS) Lstat(name string) (fs.FileInfo, error) { return os.Lstat(name) }
+
+// Stat describes what a name leads to.
+func (OS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
+
+// ReadDir lists a folder by name.
+func (OS) ReadDir(name string) ([]fs.DirEntry, error) { return os.ReadDir(name) }
+
+// SyncDir makes the names in a folder durable. Windows has no such call.
+func (OS) SyncDir(name string) error { return syncDir(name) }
+
+// Free returns the bytes free for this user, quotas aside.
+func (OS) Free(dir string) (int64, error) {
+	free, err := freeBytes(dir)
+	if err != nil {
+		return 0, &fs.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return free, nil
+}
+
+// Resolve follows the links of a path, then those of the working folder, which
+// the shell may have reached through one.
+func (OS) Resolve(path string) (string, error) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(path)
+}
+
+// product multiplies blocks by bytes per block, up to the largest int64: a file
+// system that claims more has room for anything.
+func product(blocks, blockBytes uint64) int64 {
+	hi, lo := bits.Mul64(blocks, blockBytes)
+	if hi != 0 || lo > math.MaxInt64 {
+		return math.MaxInt64
+	}
+	return int64(lo)
+}
