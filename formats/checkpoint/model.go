@@ -1,0 +1,523 @@
+// Package checkpoint opens a model or an adapter wherever it lies - one file, a
+// sharded folder, the hub cache - as one immutable set of named, lazily read
+// tensors, and writes a new one from a layout that is decided to the byte.
+//
+// The main types are [Model], [Memory], [Layout] and [Sink]. Opening reads
+// headers and JSON only. Paths that come from a file (the shard names of an
+// index) must be plain names inside the folder; links are followed when
+// reading, as hub caches consist of them, and never when writing.
+package checkpoint
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"github.com/loratool/loratool/formats/hfrepo"
+	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/saferead"
+	"github.com/loratool/loratool/internal/strictjson"
+)
+
+// The file names of the Hugging Face layout.
+const (
+	weightsName        = "model.safetensors"
+	indexName          = "model.safetensors.index.json"
+	configName         = "config.json"
+	adapterWeightsName = "adapter_model.safetensors"
+	adapterConfigName  = "adapter_config.json"
+	cardName           = "README.md"
+)
+
+// maxConfigSize bounds config.json and adapter_config.json; real ones stay
+// below a tenth of it even with long pattern tables.
+const maxConfigSize = 1 << 20
+
+// Checkpoint is an immutable set of named, lazily read tensors.
+type Checkpoint interface {
+	Specs() []tensor.Spec                  // in the order of the data
+	Open(name string) (io.ReaderAt, error) // exactly Spec.Size() bytes; safe for concurrent use
+}
+
+var (
+	_ Checkpoint = (*Model)(nil)
+	_ Checkpoint = (*Memory)(nil)
+)
+
+// InputError says that an input is malformed, unsupported, incomplete or does
+// not fit: the file and what is wrong with it.
+type InputError struct {
+	Path string
+	Err  error
+}
+
+func (e *InputError) Error() string { return e.Path + ": " + e.Err.Error() }
+
+func (e *InputError) Unwrap() error { return e.Err }
+
+func inputErrorf(path, format string, args ...any) error {
+	return &InputError{path, fmt.Errorf(format, args...)}
+}
+
+// Model is an opened checkpoint. It is safe for concurrent reading.
+type Model struct {
+	Path     string // as resolved
+	Name     string // last element of the path, or the repository id
+	Commit   string // of a repository in the hub cache
+	IsFolder bool
+	Config   *strictjson.Object // config.json or adapter_config.json, nil without one
+
+	files  []*file
+	specs  []tensor.Spec
+	byName map[string]located
+}
+
+// file is one container file of a model.
+type file struct {
+	name string
+	path string
+	st   *safetensors.File
+	info fs.FileInfo
+}
+
+type located struct {
+	file *file
+	safetensors.Tensor
+}
+
+// Open opens a model by path or, when no such path exists, by repository id
+// from the local hub cache.
+func Open(ref string, cache hfrepo.Cache) (*Model, error) {
+	return open(ref, cache, openFolder)
+}
+
+// OpenAdapter opens a PEFT adapter folder: adapter_config.json and
+// adapter_model.safetensors.
+func OpenAdapter(ref string, cache hfrepo.Cache) (*Model, error) {
+	return open(ref, cache, openAdapterFolder)
+}
+
+func open(ref string, cache hfrepo.Cache, folder func(*Model) error) (*Model, error) {
+	m := &Model{Path: ref, Name: filepath.Base(filepath.Clean(ref)), byName: make(map[string]located)}
+	st, err := os.Stat(ref)
+	if errors.Is(err, fs.ErrNotExist) && hfrepo.IsRepoID(ref) && !strings.HasSuffix(ref, ".safetensors") {
+		dir, commit, err := cache.Snapshot(ref)
+		if err != nil {
+			return nil, err
+		}
+		m.Path, m.Commit = dir, commit
+		m.Name, _, _ = strings.Cut(ref, "@")
+		st, err = os.Stat(dir)
+		if err != nil {
+			return nil, &InputError{ref, err}
+		}
+		m.IsFolder = st.IsDir()
+	} else if err != nil {
+		return nil, &InputError{ref, errors.Unwrap(err)}
+	} else {
+		m.IsFolder = st.IsDir()
+	}
+	if m.IsFolder {
+		err = folder(m)
+	} else {
+		err = m.openFile(m.Path)
+	}
+	if err == nil {
+		err = m.collect()
+	}
+	if err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// openFile adds one safetensors file.
+func (m *Model) openFile(path string) error {
+	if err := refuseOtherFormats(path); err != nil {
+		return err
+	}
+	f := &file{name: filepath.Base(path), path: path}
+	m.files = append(m.files, f)
+	var err error
+	if f.st, err = safetensors.Open(path); err != nil {
+		return asInputError(path, err)
+	}
+	if f.info, err = os.Stat(path); err != nil {
+		return &InputError{path, err}
+	}
+	return nil
+}
+
+// refuseOtherFormats names the formats that are not read, instead of parsing
+// them as something else.
+func refuseOtherFormats(path string) error {
+	switch ext := strings.ToLower(filepath.Ext(path)); ext {
+	case ".bin", ".pt", ".pth", ".ckpt":
+		return inputErrorf(path, "PyTorch pickle files are not supported; save the model as safetensors")
+	case ".gguf":
+		return inputErrorf(path, "GGUF files are not supported yet")
+	}
+	return nil
+}
+
+// asInputError keeps a reading error's text and says that the input is at
+// fault.
+func asInputError(path string, err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = fmt.Errorf("%s: %w", pe.Op, pe.Err)
+	}
+	return &InputError{path, err}
+}
+
+// openFolder opens a model folder. As in transformers, a complete
+// model.safetensors wins over an index; without either, the only safetensors
+// file of the folder is taken.
+func openFolder(m *Model) error {
+	var err error
+	if m.Config, err = readConfig(filepath.Join(m.Path, configName)); err != nil {
+		return err
+	}
+	switch {
+	case exists(filepath.Join(m.Path, weightsName)):
+		return m.openFile(filepath.Join(m.Path, weightsName))
+	case exists(filepath.Join(m.Path, indexName)):
+		return m.openShards()
+	}
+	entries, err := os.ReadDir(m.Path)
+	if err != nil {
+		return &InputError{m.Path, err}
+	}
+	var weights, others []string
+	for _, e := range entries {
+		switch filepath.Ext(e.Name()) {
+		case ".safetensors":
+			weights = append(weights, e.Name())
+		case ".bin", ".gguf", ".pt", ".pth":
+			others = append(others, e.Name())
+		}
+	}
+	switch {
+	case len(weights) == 1 && weights[0] == adapterWeightsName:
+		return openAdapterFolder(m)
+	case len(weights) == 1:
+		return m.openFile(filepath.Join(m.Path, weights[0]))
+	case len(weights) > 1:
+		return inputErrorf(m.Path, "%d safetensors files but no %s that says what they are", len(weights), indexName)
+	case len(others) > 0:
+		return refuseOtherFormats(filepath.Join(m.Path, others[0]))
+	}
+	return inputErrorf(m.Path, "no weights: neither %s nor %s", weightsName, indexName)
+}
+
+// openAdapterFolder opens an adapter folder.
+func openAdapterFolder(m *Model) error {
+	var err error
+	configPath := filepath.Join(m.Path, adapterConfigName)
+	if m.Config, err = readConfig(configPath); err != nil {
+		return err
+	}
+	if m.Config == nil {
+		return inputErrorf(m.Path, "no %s: not a PEFT adapter folder", adapterConfigName)
+	}
+	weights := filepath.Join(m.Path, adapterWeightsName)
+	if !exists(weights) {
+		if pickled := filepath.Join(m.Path, "adapter_model.bin"); exists(pickled) {
+			return refuseOtherFormats(pickled)
+		}
+		return inputErrorf(m.Path, "no %s", adapterWeightsName)
+	}
+	return m.openFile(weights)
+}
+
+// openShards opens the files of an index and checks that index and files agree
+// on every tensor.
+func (m *Model) openShards() error {
+	path := filepath.Join(m.Path, indexName)
+	data, err := readSmall(path, hfrepo.MaxIndexSize)
+	if err != nil {
+		return asInputError(path, err)
+	}
+	index, err := hfrepo.ParseIndex(data)
+	if err != nil {
+		return &InputError{path, err}
+	}
+	var missing []string
+	for _, shard := range index.Shards() {
+		if !exists(filepath.Join(m.Path, shard)) {
+			missing = append(missing, shard)
+		}
+	}
+	if len(missing) > 0 {
+		return inputErrorf(path, "%d of its files are missing: %s", len(missing), strings.Join(missing, ", "))
+	}
+	for _, shard := range index.Shards() {
+		if err := m.openFile(filepath.Join(m.Path, shard)); err != nil {
+			return err
+		}
+	}
+	for _, f := range m.files {
+		for _, t := range f.st.Tensors() {
+			if shard, ok := index.File(t.Name); !ok {
+				return inputErrorf(f.path, "tensor %q is not in the index", t.Name)
+			} else if shard != f.name {
+				return inputErrorf(f.path, "tensor %q should be in %s according to the index", t.Name, shard)
+			}
+		}
+	}
+	for _, name := range index.Tensors() {
+		shard, _ := index.File(name)
+		if !m.holds(shard, name) {
+			return inputErrorf(path, "tensor %q is not in %s", name, shard)
+		}
+	}
+	return nil
+}
+
+func (m *Model) holds(shard, tensor string) bool {
+	for _, f := range m.files {
+		if f.name == shard {
+			_, ok := f.st.Lookup(tensor)
+			return ok
+		}
+	}
+	return false
+}
+
+// collect makes the list of all tensors in the order of the data.
+func (m *Model) collect() error {
+	for _, f := range m.files {
+		for _, t := range f.st.Tensors() {
+			if other, ok := m.byName[t.Name]; ok {
+				return inputErrorf(f.path, "tensor %q is also in %s", t.Name, other.file.name)
+			}
+			m.byName[t.Name] = located{f, t}
+			m.specs = append(m.specs, t.Spec)
+		}
+	}
+	return nil
+}
+
+// readConfig parses a JSON file of the folder; nil if there is none.
+func readConfig(path string) (*strictjson.Object, error) {
+	if !exists(path) {
+		return nil, nil
+	}
+	data, err := readSmall(path, maxConfigSize)
+	if err != nil {
+		return nil, asInputError(path, err)
+	}
+	config, err := strictjson.ParseObject(data)
+	if err != nil {
+		return nil, &InputError{path, err}
+	}
+	return config, nil
+}
+
+// readSmall reads a whole file of at most limit bytes.
+func readSmall(path string, limit int64) ([]byte, error) {
+	f, size, err := saferead.OpenRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if size > limit {
+		return nil, fmt.Errorf("%d bytes, at most %d are read", size, limit)
+	}
+	return saferead.New(f, size).Bytes(0, size)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// IsAdapter reports whether the folder was opened as a PEFT adapter.
+func (m *Model) IsAdapter() bool {
+	return m.IsFolder && len(m.files) == 1 && m.files[0].name == adapterWeightsName
+}
+
+// Specs returns the tensors in the order of their data: file by file, rising
+// offsets.
+func (m *Model) Specs() []tensor.Spec { return m.specs }
+
+// Lookup returns the spec of a tensor.
+func (m *Model) Lookup(name string) (tensor.Spec, bool) {
+	l, ok := m.byName[name]
+	return l.Spec, ok
+}
+
+// Open returns the bytes of a tensor: exactly Spec.Size() of them.
+func (m *Model) Open(name string) (io.ReaderAt, error) {
+	l, ok := m.byName[name]
+	if !ok {
+		return nil, fmt.Errorf("%s has no tensor %q", m.Name, name)
+	}
+	return l.file.st.Section(name)
+}
+
+// Origin says which file holds a tensor and where its data begin.
+func (m *Model) Origin(name string) (file string, offset int64) {
+	l := m.byName[name]
+	return l.file.name, l.Offset
+}
+
+// Metadata returns the string map of the weights file; of a sharded model the
+// entries that all files agree on.
+func (m *Model) Metadata() map[string]string {
+	merged := make(map[string]string)
+	for i, f := range m.files {
+		md := f.st.Metadata()
+		if i == 0 {
+			for k, v := range md {
+				merged[k] = v
+			}
+			continue
+		}
+		for k, v := range merged {
+			if md[k] != v {
+				delete(merged, k)
+			}
+		}
+	}
+	return merged
+}
+
+// Files returns the weight files, and the JSON files that say what the weights
+// mean, as they have to be recorded for provenance.
+func (m *Model) Files() []InputFile {
+	var files []InputFile
+	if m.IsFolder {
+		for _, name := range []string{configName, adapterConfigName, indexName} {
+			path := filepath.Join(m.Path, name)
+			if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+				files = append(files, InputFile{name, path, st.Size()})
+			}
+		}
+	}
+	for _, f := range m.files {
+		files = append(files, InputFile{f.name, f.path, f.info.Size()})
+	}
+	return files
+}
+
+// InputFile is one file of a model.
+type InputFile struct {
+	Name, Path string
+	Size       int64
+}
+
+// CheckUnchanged fails if a weight file is not the one that was opened: another
+// process has written to it or put another in its place.
+func (m *Model) CheckUnchanged() error {
+	for _, f := range m.files {
+		now, err := os.Stat(f.path)
+		if err != nil {
+			return asInputError(f.path, err)
+		}
+		if !os.SameFile(now, f.info) || now.Size() != f.info.Size() || !now.ModTime().Equal(f.info.ModTime()) {
+			return inputErrorf(f.path, "the file changed while it was read")
+		}
+	}
+	return nil
+}
+
+// Close closes the files.
+func (m *Model) Close() error {
+	var errs []error
+	for _, f := range m.files {
+		if f.st != nil {
+			errs = append(errs, f.st.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// SideFiles returns the files of the folder that belong to a model beside its
+// weights and config, sorted: tokenizer, processor and generation settings,
+// chat templates, custom code, licences.
+func (m *Model) SideFiles() ([]InputFile, error) {
+	if !m.IsFolder {
+		return nil, nil
+	}
+	entries, err := os.ReadDir(m.Path)
+	if err != nil {
+		return nil, &InputError{m.Path, err}
+	}
+	var files []InputFile
+	for _, e := range entries {
+		if !hfrepo.IsSideFile(e.Name()) {
+			continue
+		}
+		path := filepath.Join(m.Path, e.Name())
+		st, err := os.Stat(path)
+		if err != nil {
+			return nil, asInputError(path, err)
+		}
+		if st.Mode().IsRegular() {
+			files = append(files, InputFile{e.Name(), path, st.Size()})
+		}
+	}
+	sort.Slice(files, func(i, j int) bool { return files[i].Name < files[j].Name })
+	return files, nil
+}
+
+// Card returns the text of the model's README.md, empty without one.
+func (m *Model) Card() string {
+	if !m.IsFolder {
+		return ""
+	}
+	data, err := readSmall(filepath.Join(m.Path, cardName), maxConfigSize)
+	if err != nil {
+		return ""
+	}
+	return string(data)
+}
+
+// Memory is a set of tensors made by the program itself.
+type Memory struct {
+	specs  []tensor.Spec
+	values map[string][]byte
+}
+
+// Add adds a tensor; its data must have the size of its spec.
+func (m *Memory) Add(spec tensor.Spec, data []byte) {
+	if m.values == nil {
+		m.values = make(map[string][]byte)
+	}
+	m.specs = append(m.specs, spec)
+	m.values[spec.Name] = data
+}
+
+// Specs returns the tensors in the order they were added.
+func (m *Memory) Specs() []tensor.Spec { return m.specs }
+
+// Open returns the bytes of a tensor.
+func (m *Memory) Open(name string) (io.ReaderAt, error) {
+	data, ok := m.values[name]
+	if !ok {
+		return nil, fmt.Errorf("no tensor %q in memory", name)
+	}
+	return readerAt(data), nil
+}
+
+// readerAt reads from a byte slice without the bounds state of bytes.Reader.
+type readerAt []byte
+
+func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off >= int64(len(r)) {
+		return 0, io.EOF
+	}
+	n := copy(p, r[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}

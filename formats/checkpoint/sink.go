@@ -1,0 +1,228 @@
+package checkpoint
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/internal/fsatomic"
+)
+
+// Sink is a layout being written. WriteAt is safe for concurrent use; nothing
+// is visible at the layout's path before Commit has returned.
+type Sink struct {
+	layout *Layout
+	out    *fsatomic.Output
+	files  []fsatomic.File
+	places map[string]*place
+
+	mu   sync.Mutex
+	back map[string]*os.File // files opened for reading back, by path
+}
+
+// place is where one tensor goes and what of it is there already.
+type place struct {
+	safetensors.Tensor
+	file     fsatomic.File
+	fileName string
+	mu       sync.Mutex
+	done     extents
+}
+
+// Create makes the files of a layout, at their full size and empty. It refuses
+// what exists unless force is set, and a disk that is too small.
+func Create(fs fsatomic.FS, l *Layout, force bool) (*Sink, error) {
+	kind := fsatomic.KindFile
+	if l.IsFolder {
+		kind = fsatomic.KindDir
+	}
+	out, err := fsatomic.New(fs, l.Path, kind, force)
+	if err != nil {
+		return nil, err
+	}
+	s := &Sink{layout: l, out: out, places: make(map[string]*place), back: make(map[string]*os.File)}
+	if err := s.create(); err != nil {
+		return nil, joinAbort(err, out)
+	}
+	return s, nil
+}
+
+func (s *Sink) create() error {
+	if err := s.out.CheckSpace(s.layout.Size()); err != nil {
+		return err
+	}
+	for i := range s.layout.Files {
+		lf := &s.layout.Files[i]
+		name := lf.Name
+		if !s.layout.IsFolder {
+			name = ""
+		}
+		f, err := s.out.Create(name, lf.Size())
+		if err != nil {
+			return err
+		}
+		s.files = append(s.files, f)
+		for _, t := range lf.Tensors() {
+			s.places[t.Name] = &place{file: f, fileName: lf.Name, Tensor: t}
+		}
+	}
+	return nil
+}
+
+// joinAbort removes what was begun and returns the first error.
+func joinAbort(err error, out *fsatomic.Output) error {
+	if aerr := out.Abort(); aerr != nil {
+		return fmt.Errorf("%w (and removing the partial output: %v)", err, aerr)
+	}
+	return err
+}
+
+// WriteAt writes bytes of a tensor, only inside its planned range and nowhere
+// twice. Files start out as holes, so a run of zeros is not written: a sparse
+// input gives a sparse output.
+func (s *Sink) WriteAt(name string, p []byte, off int64) error {
+	pl, ok := s.places[name]
+	if !ok {
+		return fmt.Errorf("writing %q: not in the layout", name)
+	}
+	if off < 0 || off+int64(len(p)) > pl.Size() {
+		return fmt.Errorf("writing %q: bytes [%d, %d) are outside its %d bytes", name, off, off+int64(len(p)), pl.Size())
+	}
+	if !allZero(p) {
+		if _, err := pl.file.WriteAt(p, pl.Offset+off); err != nil {
+			return fmt.Errorf("writing %q: %w", name, err)
+		}
+	}
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	if !pl.done.add(off, off+int64(len(p))) {
+		return fmt.Errorf("writing %q: bytes [%d, %d) are written twice", name, off, off+int64(len(p)))
+	}
+	return nil
+}
+
+// zeros is compared with in blocks; bytes.Equal runs at the memory's speed.
+var zeros [64 << 10]byte
+
+// allZero reports whether p holds nothing but zero bytes; on weights it stops
+// in the first block.
+func allZero(p []byte) bool {
+	for len(p) > len(zeros) {
+		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
+			return false
+		}
+		p = p[len(zeros):]
+	}
+	return bytes.Equal(p, zeros[:len(p)])
+}
+
+// Open gives the bytes of a tensor as they are in the partial output, for
+// checking them before Commit.
+func (s *Sink) Open(name string) (io.ReaderAt, error) {
+	pl, ok := s.places[name]
+	if !ok {
+		return nil, fmt.Errorf("reading back %q: not in the layout", name)
+	}
+	path := s.out.Partial()
+	if s.layout.IsFolder {
+		path = filepath.Join(path, pl.fileName)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, ok := s.back[path]
+	if !ok {
+		var err error
+		if f, err = os.Open(path); err != nil {
+			return nil, fmt.Errorf("reading back %q: %w", name, err)
+		}
+		s.back[path] = f
+	}
+	return io.NewSectionReader(f, pl.Offset, pl.Size()), nil
+}
+
+// closeBack closes what Open has opened.
+func (s *Sink) closeBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for path, f := range s.back {
+		f.Close() // only read from
+		delete(s.back, path)
+	}
+}
+
+// Commit writes headers and side files, and puts the whole in its place. The
+// metadata of the layout may have got other values of the same length
+// meanwhile. It fails, and leaves nothing, if any planned byte is missing.
+func (s *Sink) Commit(metadata map[string]string) error {
+	s.closeBack()
+	if err := s.finish(metadata); err != nil {
+		return joinAbort(err, s.out)
+	}
+	return s.out.Commit()
+}
+
+func (s *Sink) finish(metadata map[string]string) error {
+	for i := range s.layout.Files {
+		lf := &s.layout.Files[i]
+		for _, spec := range lf.Tensors() {
+			if !s.places[spec.Name].done.covers(spec.Size()) {
+				return fmt.Errorf("tensor %q is incomplete", spec.Name)
+			}
+		}
+		header, err := lf.layout.HeaderWith(withFormat(metadata))
+		if err != nil {
+			return fmt.Errorf("writing the header of %s: %w", lf.Name, err)
+		}
+		if _, err := s.files[i].WriteAt(header, 0); err != nil {
+			return fmt.Errorf("writing the header of %s: %w", lf.Name, err)
+		}
+	}
+	for _, sc := range s.layout.Sidecars {
+		if err := s.writeSidecar(sc); err != nil {
+			return fmt.Errorf("writing %s: %w", sc.Name, err)
+		}
+	}
+	return nil
+}
+
+// writeSidecar copies or writes one side file at its planned size.
+func (s *Sink) writeSidecar(sc Sidecar) error {
+	f, err := s.out.Create(sc.Name, sc.Size)
+	if err != nil {
+		return err
+	}
+	if sc.Source != "" {
+		src, err := os.Open(sc.Source)
+		if err != nil {
+			return err
+		}
+		defer src.Close()
+		n, err := io.Copy(io.NewOffsetWriter(f, 0), io.LimitReader(src, sc.Size+1))
+		if err != nil {
+			return err
+		}
+		if n != sc.Size {
+			return fmt.Errorf("%s changed while it was read", sc.Source)
+		}
+		return nil
+	}
+	data := sc.Data
+	if sc.Final != nil {
+		data = sc.Final()
+	}
+	if int64(len(data)) != sc.Size {
+		return fmt.Errorf("%d bytes instead of the planned %d", len(data), sc.Size)
+	}
+	_, err = f.WriteAt(data, 0)
+	return err
+}
+
+// Abort removes everything written so far.
+func (s *Sink) Abort() error {
+	s.closeBack()
+	return s.out.Abort()
+}

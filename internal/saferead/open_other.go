@@ -1,0 +1,5 @@
+//go:build !unix
+
+package saferead
+
+const openFlags = 0
