@@ -1,0 +1,120 @@
+package merge
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/loratool/loratool/formats/tensor"
+)
+
+// cardHead is the front matter of a model card, in the hub's words.
+type cardHead struct {
+	BaseModel []string `yaml:"base_model"`
+	Relation  string   `yaml:"base_model_relation"`
+	inherited `yaml:",inline"`
+	Tags      []string `yaml:"tags"`
+}
+
+// inherited is what the base's card says and what holds for a model made from
+// it too.
+type inherited struct {
+	LibraryName string `yaml:"library_name,omitempty"`
+	PipelineTag string `yaml:"pipeline_tag,omitempty"`
+	License     string `yaml:"license,omitempty"`
+	LicenseName string `yaml:"license_name,omitempty"`
+	LicenseLink string `yaml:"license_link,omitempty"`
+}
+
+// card writes the README.md of the output: what it was made of and how. It
+// holds no time and no path, so that the same merge gives the same card.
+func (m *Merge) card(hashes map[string]string) []byte {
+	head := cardHead{Relation: "merge", Tags: []string{"merge", "loratool"}}
+	if front, ok := frontMatter(m.base.Card()); ok {
+		var base inherited
+		// A card that is not as expected has nothing to hand down.
+		if err := yaml.Unmarshal(front, &base); err == nil {
+			head.inherited = base
+		}
+	}
+	if head.LibraryName == "" {
+		head.LibraryName = "transformers"
+	}
+	for _, in := range m.Plan.Inputs {
+		head.BaseModel = append(head.BaseModel, in.Name)
+	}
+	var b bytes.Buffer
+	b.WriteString("---\n")
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if err := e.Encode(head); err != nil {
+		panic("merge: a card of strings does not encode") // it can't fail
+	}
+	b.WriteString("---\n\n")
+	m.cardBody(&b, hashes)
+	return b.Bytes()
+}
+
+func (m *Merge) cardBody(b *bytes.Buffer, hashes map[string]string) {
+	fmt.Fprintf(b, "# %s\n\nMerged with [loratool](https://github.com/loratool/loratool) %s.\n\n", m.name(), m.opts.Version)
+	b.WriteString("| input | weight | file | SHA-256 |\n| --- | --- | --- | --- |\n")
+	for _, in := range m.Plan.Inputs {
+		weight := ""
+		if in.Role == "adapter" {
+			weight = fmt.Sprint(in.Weight)
+		}
+		for _, f := range in.Files {
+			fmt.Fprintf(b, "| %s %s | %s | %s | `%s` |\n", in.Role, escapeCell(in.Name), weight, escapeCell(f.Name), hashOf(hashes, f.Path))
+		}
+	}
+	if m.opts.NoProvenance {
+		b.Truncate(bytes.Index(b.Bytes(), []byte("| input |")))
+	}
+	b.WriteString("\nEvery change was added in float32 and rounded once")
+	if m.opts.DType != tensor.NoDType {
+		fmt.Fprintf(b, " to %s", m.opts.DType)
+	}
+	b.WriteString("; tensors without a change are copies.\n")
+	if len(m.Plan.Decisions) > 0 {
+		b.WriteString("\nDecisions:\n\n")
+		for _, d := range m.Plan.Decisions {
+			fmt.Fprintf(b, "- %s\n", escapeCell(d.Message))
+		}
+	}
+}
+
+// name is a title for the card: the names of base and adapters.
+func (m *Merge) name() string {
+	var names []string
+	for _, in := range m.Plan.Inputs {
+		if in.Role != "init-adapter" {
+			names = append(names, escapeCell(in.Name))
+		}
+	}
+	return strings.Join(names, " + ")
+}
+
+// escapeCell keeps a name from an input from becoming markup.
+func escapeCell(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r < ' ' || r == 0x7f:
+			return ' '
+		case strings.ContainsRune("|<>`[]", r):
+			return '_'
+		}
+		return r
+	}, s)
+}
+
+// frontMatter returns the YAML block at the beginning of a card.
+func frontMatter(card string) ([]byte, bool) {
+	rest, ok := strings.CutPrefix(strings.ReplaceAll(card, "\r\n", "\n"), "---\n")
+	if !ok {
+		return nil, false
+	}
+	front, _, ok := strings.Cut(rest, "\n---")
+	return []byte(front), ok
+}
