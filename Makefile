@@ -1,0 +1,46 @@
+# make demo    build the binary and run a real merge on the sample in testdata
+# make test    every test; needs nothing but Go
+# make lint    gofmt, vet, staticcheck
+# make peers   regenerate the golden data with PEFT and compare live (needs Python)
+# make bench   measure speed and memory against cp (docs/performance.md)
+
+GO     ?= go
+PYTHON ?= python3
+BIN    := bin/loratool
+
+.PHONY: build demo test lint peers bench fuzz docs
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/loratool
+
+demo: build
+	@rm -rf bin/demo
+	$(BIN) merge --base testdata/demo/base --adapter testdata/demo/adapter -o bin/demo --dry-run
+	$(BIN) merge --base testdata/demo/base --adapter testdata/demo/adapter -o bin/demo --verify
+	$(BIN) inspect bin/demo
+
+test:
+	$(GO) test ./...
+
+lint:
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+peers: build
+	$(PYTHON) testdata/gen/peers.py --loratool $(BIN)
+
+bench:
+	$(GO) run ./internal/bench
+
+docs:
+	$(GO) run ./internal/docgen docs/cli
+
+# Each fuzz target for a while; FUZZTIME=10m for longer.
+FUZZTIME ?= 30s
+fuzz:
+	@for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+	    $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	  done; \
+	done

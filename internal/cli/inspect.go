@@ -1,0 +1,118 @@
+package cli
+
+import (
+	"fmt"
+	"sort"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/loratool/loratool/formats/adapter"
+	"github.com/loratool/loratool/formats/checkpoint"
+)
+
+func (a *App) newInspect() *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect PATH",
+		Short: "What is in a file, a folder or an adapter",
+		Long: `Print the tensors of a checkpoint or an adapter from its headers.
+
+Examples:
+  loratool inspect ./llama
+  loratool inspect ./lora --json
+  loratool inspect model-00001-of-00002.safetensors
+
+PATH is a .safetensors file, a model folder, a PEFT adapter folder, or a
+repository id in the local hub cache. Nothing but headers and JSON is read.
+
+Exit status: 0 well-formed, 4 malformed, truncated or unsupported.`,
+		Args: oneArg("path"),
+		RunE: func(_ *cobra.Command, args []string) error { return a.runInspect(args[0]) },
+	}
+}
+
+type (
+	inspectJSON struct {
+		Schema   string            `json:"schema"`
+		Path     string            `json:"path"`
+		Format   string            `json:"format"`
+		Revision string            `json:"revision,omitempty"`
+		Adapter  *adapterJSON      `json:"adapter,omitempty"`
+		Tensors  []inspectTensor   `json:"tensors"`
+		Metadata map[string]string `json:"metadata"`
+		Bytes    int64             `json:"bytes"`
+		Params   int64             `json:"parameters"`
+	}
+	inspectTensor struct {
+		Name  string  `json:"name"`
+		DType string  `json:"dtype"`
+		Shape []int64 `json:"shape"`
+		Bytes int64   `json:"bytes"`
+		File  string  `json:"file"`
+	}
+	adapterJSON struct {
+		Type    string `json:"peft_type"`
+		Rank    int64  `json:"rank,omitempty"`
+		Modules int    `json:"modules"`
+		Problem string `json:"problem,omitempty"`
+	}
+)
+
+func (a *App) runInspect(path string) error {
+	m, err := checkpoint.Open(path, a.cache())
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	doc := inspectJSON{
+		Schema: "loratool.inspect/v1", Path: path, Format: "safetensors", Revision: m.Commit,
+		Tensors: []inspectTensor{}, Metadata: m.Metadata(),
+	}
+	for _, s := range m.Specs() {
+		file, _ := m.Origin(s.Name)
+		doc.Tensors = append(doc.Tensors, inspectTensor{s.Name, s.DType.String(), shapeOf(s.Shape), s.Size(), file})
+		doc.Bytes += s.Size()
+		doc.Params += s.NumElements()
+	}
+	if m.IsAdapter() {
+		doc.Adapter = describeAdapter(m)
+	}
+	if a.json {
+		return a.printJSON(doc)
+	}
+	return a.printInspect(doc)
+}
+
+// describeAdapter reads the config of an adapter. What can't be merged can
+// still be looked at.
+func describeAdapter(m *checkpoint.Model) *adapterJSON {
+	ad, err := adapter.Open(m)
+	if err != nil {
+		kind, _, _ := m.Config.OptString("peft_type")
+		return &adapterJSON{Type: kind, Problem: oneLine(err.Error())}
+	}
+	return &adapterJSON{Type: ad.Config.Type, Rank: ad.Config.Rank, Modules: len(ad.Modules)}
+}
+
+func (a *App) printInspect(doc inspectJSON) error {
+	fmt.Fprintf(a.Stdout, "%s: %s, %d tensors, %d parameters, %s\n", oneLine(doc.Path), doc.Format, len(doc.Tensors), doc.Params, formatSize(doc.Bytes))
+	if ad := doc.Adapter; ad != nil {
+		fmt.Fprintf(a.Stdout, "adapter: %s, rank %d, %d modules\n", oneLine(ad.Type), ad.Rank, ad.Modules)
+		if ad.Problem != "" {
+			fmt.Fprintf(a.Stdout, "problem: %s\n", ad.Problem)
+		}
+	}
+	keys := make([]string, 0, len(doc.Metadata))
+	for k := range doc.Metadata {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	for _, k := range keys {
+		fmt.Fprintf(a.Stdout, "metadata %s: %s\n", oneLine(k), oneLine(doc.Metadata[k]))
+	}
+	w := tabwriter.NewWriter(a.Stdout, 0, 4, 2, ' ', 0)
+	for _, t := range doc.Tensors {
+		fmt.Fprintf(w, "%s\t%s\t%v\t%s\t%s\n", oneLine(t.Name), t.DType, t.Shape, formatSize(t.Bytes), oneLine(t.File))
+	}
+	return w.Flush()
+}

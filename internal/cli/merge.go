@@ -1,0 +1,392 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/loratool/loratool/engine"
+	"github.com/loratool/loratool/formats/adapter"
+	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/formats/hfrepo"
+	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/fsatomic"
+	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/verify"
+)
+
+// mergeFlags are the flags of merge.
+type mergeFlags struct {
+	base         string
+	adapters     []string
+	init         []string
+	output       string
+	dtype        string
+	moeBLayout   string
+	shardSize    size
+	mhaFormula   bool
+	noProvenance bool
+	verify       bool
+	run          runFlags
+}
+
+// runFlags are the flags of every command that writes.
+type runFlags struct {
+	dryRun, force bool
+	jobs          int
+	memory        size
+}
+
+func (f *runFlags) register(fs *pflag.FlagSet) {
+	fs.BoolVarP(&f.dryRun, "dry-run", "n", false, "print the plan and write nothing")
+	fs.BoolVarP(&f.force, "force", "f", false, "replace an existing output once the new one is complete")
+	fs.IntVarP(&f.jobs, "jobs", "j", 0, "bands worked on at a time (default: one per processor)")
+	fs.Var(&f.memory, "memory", "working memory, such as 128MiB (default 256MiB)")
+}
+
+// engineOptions turns the flags, and the environment where they are not given,
+// into options of a run.
+func (f *runFlags) engineOptions(a *App) (engine.Options, error) {
+	o := engine.Options{Jobs: f.jobs, Memory: int64(f.memory)}
+	if text := a.Getenv("LORATOOL_MEMORY"); text != "" && o.Memory == 0 {
+		var s size
+		if err := s.Set(text); err != nil {
+			return o, usagef("LORATOOL_MEMORY: %w", err)
+		}
+		o.Memory = int64(s)
+	}
+	if text := a.Getenv("LORATOOL_JOBS"); text != "" && o.Jobs == 0 {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return o, usagef("LORATOOL_JOBS: %q is not a number of jobs", text)
+		}
+		o.Jobs = n
+	}
+	if o.Jobs < 0 {
+		return o, usagef("--jobs: %d is not a number of jobs", o.Jobs)
+	}
+	return o.WithDefaults(), nil
+}
+
+func (a *App) newMerge() *cobra.Command {
+	var f mergeFlags
+	cmd := &cobra.Command{
+		Use:   "merge --base BASE --adapter ADAPTER... -o OUT",
+		Short: "Fold adapters into the weights of a model",
+		Long: `Fold PEFT adapters into the weights of a safetensors model.
+
+Examples:
+  loratool merge --base ./llama --adapter ./lora -o ./merged
+  loratool merge --base org/name --adapter ./style@0.7 --adapter ./bias@-0.3 -o ./merged
+  loratool merge --base ./llama --adapter ./lora -o ./merged --dry-run
+  loratool merge --base ./base.safetensors --adapter ./lora -o ./merged.safetensors --dtype bf16
+
+BASE is a model folder, a .safetensors file, or a repository id in the local hub
+cache. ADAPTER is a PEFT adapter folder, PATH@WEIGHT with a weight other than 1.
+Several adapters are added as the exact sum of what each does to the base, in
+one pass with one rounding.
+
+Sums are float32 (float64 for F64 tensors) in a fixed order and are rounded once,
+to nearest even; tensors without a change are copied byte for byte. The same
+inputs and options give the same bytes, for any --jobs and any --memory.
+
+Whatever has no place is an error: a tensor of the adapter without a target, a
+target without a tensor, half a pair, a rank that contradicts the config, a value
+that is not finite. Nothing is written then.
+
+Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
+('loratool help exit-codes').`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runMerge(cmd.Context(), &f) },
+	}
+	f.register(cmd.Flags())
+	a.completeMerge(cmd)
+	return cmd
+}
+
+func (f *mergeFlags) register(fs *pflag.FlagSet) {
+	fs.StringVar(&f.base, "base", "", "model to merge into: folder, file or cached repository id")
+	fs.StringArrayVar(&f.adapters, "adapter", nil, "adapter folder, or FOLDER@WEIGHT; may be repeated")
+	fs.StringArrayVar(&f.init, "init-adapter", nil, "the adapter as it was before training, when making it changed the base (PiSSA, CorDA, LoRA-GA, ...)")
+	fs.StringVarP(&f.output, "output", "o", "", "folder, or .safetensors file, to write")
+	fs.StringVar(&f.dtype, "dtype", "", "write floating-point tensors as f32, f16, bf16 or f64 (default: as in the base)")
+	fs.Var(&f.shardSize, "shard-size", "largest weight file, such as 5GB (default 5GB)")
+	fs.StringVar(&f.moeBLayout, "moe-b-layout", "auto", "order of lora_B for stacked experts: rank (PEFT), expert (Unsloth) or auto (by the adapter's marks)")
+	fs.BoolVar(&f.mhaFormula, "mha-formula", false, "apply the change of an attention's out_proj once; PEFT trains with it applied twice")
+	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
+	fs.BoolVar(&f.verify, "verify", false, "compute everything again in float64 and compare before the output appears")
+	f.run.register(fs)
+}
+
+// completeMerge gives the shell values for flags.
+func (a *App) completeMerge(cmd *cobra.Command) {
+	fixed := func(values ...string) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return values, cobra.ShellCompDirectiveNoFileComp
+		}
+	}
+	for flag, complete := range map[string]func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective){
+		"dtype":        fixed("f32\t32-bit", "bf16\tbfloat16", "f16\tIEEE half", "f64\t64-bit"),
+		"moe-b-layout": fixed("auto\tby the adapter's marks", "rank\tas PEFT packs it", "expert\tas Unsloth packs it"),
+		"base": func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return a.cache().Repos(), cobra.ShellCompDirectiveDefault
+		},
+	} {
+		// The flag exists: it was registered a line above.
+		_ = cmd.RegisterFlagCompletionFunc(flag, complete)
+	}
+}
+
+// options checks the flags and turns them into options of the library.
+func (f *mergeFlags) options() (merge.Options, error) {
+	o := merge.Options{
+		Output: f.output, ShardSize: int64(f.shardSize), MHAFormula: f.mhaFormula,
+		NoProvenance: f.noProvenance, Version: buildVersion(),
+	}
+	switch {
+	case f.base == "":
+		return o, usagef("--base is missing")
+	case len(f.adapters) == 0:
+		return o, usagef("--adapter is missing")
+	case f.output == "":
+		return o, usagef("-o is missing")
+	}
+	if f.dtype != "" {
+		d, err := tensor.ParseFlag(f.dtype)
+		if err != nil || !d.IsFloat() || d.IsFP8() {
+			return o, usagef("--dtype: %q is not one of f32, f16, bf16, f64", f.dtype)
+		}
+		o.DType = d
+	}
+	switch f.moeBLayout {
+	case "auto":
+	case "rank", "expert":
+		o.MoEBLayout = f.moeBLayout
+	default:
+		return o, usagef("--moe-b-layout: %q is not rank, expert or auto", f.moeBLayout)
+	}
+	return o, nil
+}
+
+// runMerge opens, plans, runs and commits.
+func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
+	opts, err := f.options()
+	if err != nil {
+		return err
+	}
+	engineOpts, err := f.run.engineOptions(a)
+	if err != nil {
+		return err
+	}
+	inputs, err := a.openInputs(f)
+	if err != nil {
+		return err
+	}
+	defer inputs.close()
+	m, err := merge.Plan(inputs.base, inputs.sources, opts)
+	if err != nil {
+		return err
+	}
+	budget, err := engine.Budget(m.Plan, engineOpts)
+	if err != nil {
+		return err
+	}
+	if err := a.checkOutput(f.output, inputs); err != nil {
+		return err
+	}
+	if f.run.dryRun {
+		return a.printPlan(m.Plan, m.Layout, budget)
+	}
+	report, err := a.write(ctx, m, inputs, f, engineOpts)
+	if err != nil {
+		return err
+	}
+	return a.printReport(m, report)
+}
+
+// mergeReport is what a merge found out.
+type mergeReport struct {
+	engine.Report
+	verified *verify.Result
+}
+
+// write runs a planned merge and puts its output in place.
+func (a *App) write(ctx context.Context, m *merge.Merge, inputs *mergeInputs, f *mergeFlags, o engine.Options) (mergeReport, error) {
+	// The collector keeps the garbage of side inputs within the budget too.
+	debug.SetMemoryLimit(o.Memory + o.Memory/4 + 32<<20)
+	a.noteLeftovers(m.Layout.Path)
+	sink, err := checkpoint.Create(a.FS, m.Layout, f.run.force)
+	if err != nil {
+		return mergeReport{}, err
+	}
+	report, err := a.fill(ctx, m, sink, f.verify, o)
+	if err == nil {
+		err = inputs.checkUnchanged()
+	}
+	if err != nil {
+		if aerr := sink.Abort(); aerr != nil {
+			return report, fmt.Errorf("%w (and removing the partial output: %v)", err, aerr)
+		}
+		return report, err
+	}
+	return report, a.commit(sink, m.SetHashes(report.Hashes))
+}
+
+// fill writes all tensors and checks them if asked to.
+func (a *App) fill(ctx context.Context, m *merge.Merge, sink *checkpoint.Sink, check bool, o engine.Options) (report mergeReport, err error) {
+	progress := a.newProgress()
+	defer progress.Finish()
+	o.Progress = progress
+	sources := make([]engine.Source, len(m.Inputs))
+	for i, in := range m.Inputs {
+		sources[i] = in
+	}
+	if report.Report, err = engine.Run(ctx, m.Plan, sources, oneSink{sink}, o); err != nil || !check {
+		return report, err
+	}
+	o.Progress = nil
+	result, err := verify.Written(ctx, m.Plan, sources, sink, o)
+	report.verified = &result
+	return report, err
+}
+
+// commit puts the output in place. An old output that could not be removed
+// afterwards is worth a warning, not a failure.
+func (a *App) commit(sink *checkpoint.Sink, metadata map[string]string) error {
+	err := sink.Commit(metadata)
+	var left *fsatomic.CleanupError
+	if errors.As(err, &left) {
+		fmt.Fprintf(a.Stderr, "loratool: warning: %s\n", oneLine(left.Error()))
+		return nil
+	}
+	return err
+}
+
+// oneSink is the sink of a run with a single output.
+type oneSink struct{ *checkpoint.Sink }
+
+func (s oneSink) WriteAt(_ int, name string, p []byte, off int64) error {
+	return s.Sink.WriteAt(name, p, off)
+}
+
+// mergeInputs are the opened inputs of a merge.
+type mergeInputs struct {
+	base    *checkpoint.Model
+	models  []*checkpoint.Model
+	sources []merge.Source
+}
+
+func (in *mergeInputs) close() {
+	for _, m := range in.models {
+		m.Close() // only read from
+	}
+}
+
+func (in *mergeInputs) checkUnchanged() error {
+	for _, m := range in.models {
+		if err := m.CheckUnchanged(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openInputs opens the base and the adapters; on an error nothing stays open.
+func (a *App) openInputs(f *mergeFlags) (*mergeInputs, error) {
+	in := new(mergeInputs)
+	if err := in.open(f, a.cache()); err != nil {
+		in.close()
+		return nil, err
+	}
+	return in, nil
+}
+
+func (in *mergeInputs) open(f *mergeFlags, cache hfrepo.Cache) error {
+	var err error
+	if in.base, err = checkpoint.Open(f.base, cache); err != nil {
+		return err
+	}
+	in.models = append(in.models, in.base)
+	for _, arg := range f.adapters {
+		path, weight, err := parseWeight(arg)
+		if err != nil {
+			return err
+		}
+		ad, err := in.openAdapter(path, cache)
+		if err != nil {
+			return err
+		}
+		in.sources = append(in.sources, merge.Source{Adapter: ad, Weight: weight})
+	}
+	// Initial adapters belong to the adapters that need one, in order.
+	next := 0
+	for i := range in.sources {
+		if in.sources[i].Adapter.Config.Init == "" || next == len(f.init) {
+			continue
+		}
+		if in.sources[i].Init, err = in.openAdapter(f.init[next], cache); err != nil {
+			return err
+		}
+		next++
+	}
+	if next < len(f.init) {
+		return usagef("--init-adapter %s: no adapter was made by changing the base", f.init[next])
+	}
+	return nil
+}
+
+func (in *mergeInputs) openAdapter(path string, cache hfrepo.Cache) (*adapter.Adapter, error) {
+	m, err := checkpoint.OpenAdapter(path, cache)
+	if err != nil {
+		return nil, err
+	}
+	in.models = append(in.models, m)
+	return adapter.Open(m)
+}
+
+// parseWeight splits "PATH@0.7"; a path that exists as it is has no weight.
+func parseWeight(arg string) (path string, weight float64, err error) {
+	at := strings.LastIndexByte(arg, '@')
+	if at < 0 || pathExists(arg) {
+		return arg, 1, nil
+	}
+	weight, err = strconv.ParseFloat(arg[at+1:], 64)
+	if err != nil {
+		// A repository id with a revision has an @ too.
+		if hfrepo.IsRepoID(arg) && !pathExists(arg[:at]) {
+			return arg, 1, nil
+		}
+		return "", 0, usagef("--adapter: %q is not a weight", arg[at+1:])
+	}
+	if weight != weight || weight > 1e6 || weight < -1e6 || weight == 0 {
+		return "", 0, usagef("--adapter: a weight of %v does not make sense", weight)
+	}
+	return arg[:at], weight, nil
+}
+
+// checkOutput refuses an output that would destroy an input.
+func (a *App) checkOutput(output string, in *mergeInputs) error {
+	paths := make([]string, len(in.models))
+	for i, m := range in.models {
+		paths[i] = m.Path
+	}
+	return fsatomic.CheckInputs(a.FS, output, paths...)
+}
+
+// noteLeftovers names what an interrupted run has left beside the output.
+func (a *App) noteLeftovers(output string) {
+	left, err := fsatomic.Leftovers(a.FS, output)
+	if err != nil || a.quiet || a.json {
+		return
+	}
+	for _, path := range left {
+		fmt.Fprintf(a.Stderr, "loratool: %s is left from another run; remove it if none is going on\n", oneLine(filepath.Clean(path)))
+	}
+}
