@@ -136,7 +136,12 @@ type task struct {
 func (r *run) dispatch(ctx context.Context, tasks chan<- task) error {
 	for i := range r.plan.Steps {
 		s := &r.plan.Steps[i]
-		bands, finish, err := r.prepare(ctx, i)
+		var bands []func(*buffers) error
+		var finish func() error
+		err := guard(func() (err error) {
+			bands, finish, err = r.prepare(ctx, i)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.Write.Tensor, err)
 		}

@@ -109,6 +109,9 @@ func Plan(base *checkpoint.Model, sources []Source, o Options) (*Merge, error) {
 		p.config = hfrepo.NewConfig(base.Config).Clone()
 		p.modelType = p.config.ModelType()
 	}
+	if base.IsAdapter() {
+		return nil, p.baseError("it is an adapter, not a model to merge into")
+	}
 	p.addInput("base", base, 1)
 	if err := p.openBase(); err != nil {
 		return nil, err

@@ -65,6 +65,19 @@ func (e *MismatchError) Error() string {
 	return fmt.Sprintf("%s: tensor %q: %s", e.File, e.Tensor, e.Reason)
 }
 
+// TargetError says that an entry of target_modules covers nothing that the
+// adapter holds.
+type TargetError struct{ Target string }
+
+func (e *TargetError) Error() string {
+	return fmt.Sprintf("target_modules: %q matches no tensor of the adapter", e.Target)
+}
+
+// Hint tells the way out.
+func (e *TargetError) Hint() string {
+	return "either the file is incomplete, or the entry never matched a module in training; then take it out of adapter_config.json"
+}
+
 // Open parses the config and sorts the tensors of an opened adapter.
 func Open(m *checkpoint.Model) (*Adapter, error) {
 	if m.Config == nil {
@@ -285,11 +298,11 @@ func (a *Adapter) checkTargets() error {
 	}
 	for _, name := range c.Targets.Names {
 		if !covers(func(m string) bool { return MatchName(name, m) || a.coveredExperts(name, m) }) {
-			return &checkpoint.InputError{Path: config, Err: fmt.Errorf("target_modules: %q matches no tensor of the adapter", name)}
+			return &checkpoint.InputError{Path: config, Err: &TargetError{name}}
 		}
 	}
 	if c.Targets.re != nil && !covers(c.Targets.Match) {
-		return &checkpoint.InputError{Path: config, Err: fmt.Errorf("target_modules: %q matches no tensor of the adapter", c.Targets.Expr)}
+		return &checkpoint.InputError{Path: config, Err: &TargetError{c.Targets.Expr}}
 	}
 	return nil
 }
