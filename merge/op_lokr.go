@@ -37,7 +37,7 @@ func bindLoKr[T tensor.Float](op AddLoKr, s []tensor.Matrix[T]) plan.Func[T] {
 	w1 := s[0]
 	s = s[1:]
 	if op.SplitW1 {
-		w1, s = product(w1, s[0]), s[1:]
+		w1, s = multiply(w1, s[0]), s[1:]
 	}
 	w2 := flatten(s[0])
 	switch {
@@ -45,7 +45,7 @@ func bindLoKr[T tensor.Float](op AddLoKr, s []tensor.Matrix[T]) plan.Func[T] {
 		d := cp(s[2], s[0], s[1])
 		w2 = dense(d, s[0].Cols())
 	case op.SplitW2:
-		w2 = product(s[0], s[1])
+		w2 = multiply(s[0], s[1])
 	}
 	return &lokrFunc[T]{w1: w1, w2: w2, scale: T(op.Scale), region: op.Region}
 }
@@ -73,8 +73,8 @@ func (f *lokrFunc[T]) Apply(b plan.Band[T]) error {
 	return nil
 }
 
-// product returns a·b in new memory.
-func product[T tensor.Float](a, b tensor.Matrix[T]) tensor.Matrix[T] {
+// multiply returns a·b in new memory.
+func multiply[T tensor.Float](a, b tensor.Matrix[T]) tensor.Matrix[T] {
 	a, b = flatten(a), flatten(b)
 	return dense(pair(b, a, false, 1), a.Rows())
 }

@@ -21,6 +21,7 @@ var rooms = map[string]int{
 	"internal/torchrand":  0,
 
 	"formats/hfrepo":            1,
+	"internal/linalg":           1,
 	"formats/safetensors":       1,
 	"internal/fsatomic/faultfs": 1,
 	"quant/block":               1,

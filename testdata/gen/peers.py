@@ -175,6 +175,8 @@ def compare_output(info: dict, folder: str, base_dir: str, out: str, want_f32: b
     with open(os.path.join(out, "config.json")) as f:
         config = json.load(f)
     for k, v in info["config"].items():
+        if k == "num_hidden_layers" and "n_layer" in config:
+            k = "n_layer"  # GPT-2 spells it so in the file
         if config.get(k) != v:
             problems.append(f"config.json {k} is {config.get(k)!r}, expected {v!r}")
     return problems, worst
