@@ -53,6 +53,10 @@ func (p *planner) sidecars(m *Merge) ([]checkpoint.Sidecar, error) {
 		return nil, err
 	}
 	for _, f := range files {
+		if p.fp8 && quantizationFiles[f.Name] {
+			p.dropped = append(p.dropped, f.Name)
+			continue
+		}
 		if newer, ok := tokenizers[f.Name]; ok {
 			f = newer
 			delete(tokenizers, newer.Name)
@@ -67,11 +71,18 @@ func (p *planner) sidecars(m *Merge) ([]checkpoint.Sidecar, error) {
 			all = append(all, checkpoint.Sidecar{Name: f.Name, Source: f.Path, Size: f.Size})
 		}
 	}
+	if len(p.dropped) > 0 {
+		p.decide("left-out", "these belong to the quantized base and have no meaning beside restored weights", p.dropped...)
+	}
 	all = append(all, checkpoint.Sidecar{
 		Name: "README.md", Data: m.card(nil), Final: func() []byte { return m.card(m.final) },
 	})
 	return all, nil
 }
+
+// quantizationFiles describe how the weights of a base are quantized, and are
+// wrong beside restored ones.
+var quantizationFiles = map[string]bool{"hf_quant_config.json": true, "quantize_config.json": true, "quant_config.json": true}
 
 // tokenizerFiles are what a trainer saves beside an adapter when it has changed
 // the vocabulary.

@@ -182,7 +182,7 @@ func asInputError(path string, err error) error {
 // file of the folder is taken.
 func openFolder(m *Model) error {
 	var err error
-	if m.Config, err = readConfig(filepath.Join(m.Path, configName)); err != nil {
+	if m.Config, err = readConfig(filepath.Join(m.Path, configName), strictjson.ParsePythonObject); err != nil {
 		return err
 	}
 	switch {
@@ -221,7 +221,7 @@ func openFolder(m *Model) error {
 func openAdapterFolder(m *Model) error {
 	var err error
 	configPath := filepath.Join(m.Path, adapterConfigName)
-	if m.Config, err = readConfig(configPath); err != nil {
+	if m.Config, err = readConfig(configPath, strictjson.ParseObject); err != nil {
 		return err
 	}
 	if m.Config == nil {
@@ -306,7 +306,7 @@ func (m *Model) collect() error {
 }
 
 // readConfig parses a JSON file of the folder; nil if there is none.
-func readConfig(path string) (*strictjson.Object, error) {
+func readConfig(path string, parse func([]byte) (*strictjson.Object, error)) (*strictjson.Object, error) {
 	if !exists(path) {
 		return nil, nil
 	}
@@ -314,7 +314,7 @@ func readConfig(path string) (*strictjson.Object, error) {
 	if err != nil {
 		return nil, asInputError(path, err)
 	}
-	config, err := strictjson.ParseObject(data)
+	config, err := parse(data)
 	if err != nil {
 		return nil, &InputError{path, err}
 	}

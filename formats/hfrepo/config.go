@@ -159,7 +159,7 @@ func (c Config) Encode() []byte { return append(c.root.Encode("  "), '\n') }
 
 // Clone returns a copy that can be changed on its own.
 func (c Config) Clone() Config {
-	root, err := strictjson.ParseObject(c.root.Encode(""))
+	root, err := strictjson.ParsePythonObject(c.root.Encode(""))
 	if err != nil {
 		panic("hfrepo: an encoded config does not parse") // encoding and parsing are inverse
 	}
@@ -188,25 +188,57 @@ func (c Config) DType() tensor.DType {
 	return tensor.NoDType
 }
 
-// RepeatLayers rewrites the lists that have one entry per layer, after layers
-// were copied: entry i of the new list is entry from[i] of the old one.
-func (c Config) RepeatLayers(from []int64) {
-	for _, o := range c.objects() {
-		count, ok, err := o.OptInt("num_hidden_layers")
-		if err != nil || !ok {
-			continue
-		}
-		for key, v := range o.All() {
-			items, err := v.Items()
-			if err != nil || int64(len(items)) != count || !strings.Contains(key, "layer") {
-				continue
-			}
-			repeated := make([]strictjson.Value, len(from))
-			for i, f := range from {
-				repeated[i] = items[f]
-			}
-			o.Set(key, strictjson.NewArray(repeated...))
+// layerCounts are the names that families give to the number of layers: most,
+// GPT-2 and its like, T5 and ChatGLM, MPT.
+var layerCounts = []string{"num_hidden_layers", "n_layer", "num_layers", "n_layers"}
+
+// Layers returns how many layers the language model has, if the config says so.
+func (c Config) Layers() (int64, bool) {
+	for _, key := range layerCounts {
+		if n, ok := c.Int(key); ok {
+			return n, true
 		}
 	}
-	c.SetInt("num_hidden_layers", int64(len(from)))
+	return 0, false
+}
+
+// RepeatLayers rewrites the number of layers and the lists that have one entry
+// per layer, after layers were copied: entry i of the new list is entry from[i]
+// of the old one. Every from[i] must be a layer of the config, if it states how
+// many there are.
+func (c Config) RepeatLayers(from []int64) {
+	stated := false
+	for _, o := range c.objects() {
+		repeated := false
+		for _, key := range layerCounts {
+			count, ok, err := o.OptInt(key)
+			if err != nil || !ok {
+				continue
+			}
+			if !repeated {
+				repeatLists(o, count, from)
+			}
+			o.Set(key, strictjson.NewInt(int64(len(from))))
+			repeated, stated = true, true
+		}
+	}
+	if !stated {
+		c.root.Set(layerCounts[0], strictjson.NewInt(int64(len(from))))
+	}
+}
+
+// repeatLists rewrites the lists of an object that have count entries and are
+// about layers.
+func repeatLists(o *strictjson.Object, count int64, from []int64) {
+	for key, v := range o.All() {
+		items, err := v.Items()
+		if err != nil || int64(len(items)) != count || !strings.Contains(key, "layer") {
+			continue
+		}
+		repeated := make([]strictjson.Value, len(from))
+		for i, f := range from {
+			repeated[i] = items[f]
+		}
+		o.Set(key, strictjson.NewArray(repeated...))
+	}
 }

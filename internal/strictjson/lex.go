@@ -148,6 +148,21 @@ func (s *Scanner) literal(word string) ([]byte, error) {
 	return text, nil
 }
 
+// nonFinite returns the word that stands at the position, of those that
+// Python writes for numbers JSON does not have; empty if there is none or they
+// are not allowed.
+func (s *Scanner) nonFinite() string {
+	if !s.python {
+		return ""
+	}
+	for _, word := range []string{"NaN", "Infinity", "-Infinity"} {
+		if bytes.HasPrefix(s.data[s.pos:], []byte(word)) {
+			return word
+		}
+	}
+	return ""
+}
+
 // number reads -? (0 | [1-9] digits) (. digits)? ([eE] [+-]? digits)?.
 func (s *Scanner) number() ([]byte, error) {
 	start := s.pos

@@ -7,8 +7,10 @@ import "fmt"
 const maxValues = 4 << 20
 
 // Parse reads one JSON text into a tree. Errors are of type [*SyntaxError].
-func Parse(data []byte) (Value, error) {
-	p := parser{Scanner: NewScanner(data)}
+func Parse(data []byte) (Value, error) { return parse(NewScanner(data)) }
+
+func parse(s *Scanner) (Value, error) {
+	p := parser{Scanner: s}
 	t, err := p.Next()
 	if err != nil {
 		return Value{}, err
@@ -27,6 +29,20 @@ func Parse(data []byte) (Value, error) {
 // every configuration file is.
 func ParseObject(data []byte) (*Object, error) {
 	v, err := Parse(data)
+	if err != nil {
+		return nil, err
+	}
+	return v.Object()
+}
+
+// ParsePythonObject is [ParseObject] for a text that Python's json module may
+// have written: NaN, Infinity and -Infinity count as numbers. The configs of
+// some published models have them ("time_step_limit": [0.0, Infinity]). They
+// encode as they were read.
+func ParsePythonObject(data []byte) (*Object, error) {
+	s := NewScanner(data)
+	s.python = true
+	v, err := parse(s)
 	if err != nil {
 		return nil, err
 	}

@@ -91,6 +91,9 @@ type Scanner struct {
 	open    []container // one per container around pos
 	scratch []byte      // the last string that had escapes
 	err     error
+
+	// python allows the numbers that Python writes and JSON does not have.
+	python bool
 }
 
 // expectation is what the grammar allows next.
@@ -213,8 +216,15 @@ func (s *Scanner) value() (Token, error) {
 	case 'n':
 		t.Kind = KindNull
 		t.Text, err = s.literal("null")
-	case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
+	case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'N', 'I':
 		t.Kind = KindNumber
+		if word := s.nonFinite(); word != "" {
+			t.Text, err = s.literal(word)
+			break
+		}
+		if c > '9' {
+			return Token{}, s.unexpected("want a value")
+		}
 		t.Text, err = s.number()
 	default:
 		return Token{}, s.unexpected("want a value")
