@@ -56,8 +56,8 @@ func bloatFile(t *testing.T, prefix, suffix string, withData bool, entry func(i 
 // take more than 12 times its size in memory nor long. The other headers are
 // built to get the most memory or time out of a byte.
 func TestHeaderBloat(t *testing.T) {
-	if testing.Short() {
-		t.Skip("parses headers of 20 MB")
+	if testing.Short() || raceDetector {
+		t.Skip("parses headers of 20 MB, and measures time and memory")
 	}
 	empty := func(i int) string {
 		return fmt.Sprintf(`"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}`, i*7919%(1<<20))

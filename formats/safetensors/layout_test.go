@@ -312,7 +312,7 @@ func TestLayoutHeaderWith(t *testing.T) {
 		{"same", declared, ""},
 		{"other value", with(func(m map[string]string) { m["hash"] = strings.Repeat("f", 64) }), ""},
 		{"one shorter, one longer", with(func(m map[string]string) { m["hash"], m["format"] = strings.Repeat("f", 63), "pt2" }), ""},
-		{"longer, even where the padding has room", with(func(m map[string]string) { m["format"] = "ptx" }), "takes"},
+		{"longer", with(func(m map[string]string) { m["format"] = "ptx" }), "takes"},
 		{"shorter", with(func(m map[string]string) { m["hash"] = "" }), "takes"},
 		{"same width but for an escape", with(func(m map[string]string) { m["format"] = "\"t" }), "takes"},
 		{"other key", map[string]string{"hash": declared["hash"], "fromat": "pt"}, `key "fromat" was not declared`},
@@ -345,6 +345,17 @@ func TestLayoutHeaderWith(t *testing.T) {
 				t.Errorf("a new layout has another header: %q, %v", anew.Header(), err)
 			}
 		})
+	}
+	// Longer by one must fail even where the padding has room for it.
+	for n := range 8 {
+		value := strings.Repeat("x", n)
+		l, err := safetensors.NewLayout(nil, map[string]string{"k": value})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.HeaderWith(map[string]string{"k": value + "x"}); err == nil {
+			t.Errorf("a value of %d bytes in place of %d passes", n+1, n)
+		}
 	}
 	bare, err := safetensors.NewLayout(nil, nil)
 	if err != nil {

@@ -189,7 +189,7 @@ func TestObjectAccessErrors(t *testing.T) {
 		{"int for bool", errOf(o.Bool("i")), `"i": 8 is a number, not a boolean`},
 		{"string for float", errOf(o.Float("s")), `"s": "8" is a string, not a number`},
 		{"bool for float", errOf(o.Float("b")), `"b": true is a boolean, not a number`},
-		{"float too large", errOf(o.Float("inf")), `"inf": 1e999 is beyond the range of a float64`},
+		{"float too large", errOf(o.Float("inf")), `"inf": 1e999 is not a finite float64`},
 		{"string for list", errOf(o.Strings("s")), `"s": "8" is a string, not an array`},
 		{"object for list", errOf(o.Items("o")), `"o": is an object, not an array`},
 		{"list of mixed, strings", errOf(o.Strings("a")), `"a": item 0: 1 is a number, not a string`},
@@ -328,6 +328,19 @@ func TestInvalidUTF8IsNeverWritten(t *testing.T) {
 	}
 	if _, ok := o.Get("k\uFFFD"); !ok {
 		t.Error("key is not replaced")
+	}
+}
+
+// Python's words for numbers JSON lacks are kept, but never become a float.
+func TestFloatIsFinite(t *testing.T) {
+	o, err := strictjson.ParsePythonObject([]byte(`{"nan": NaN, "inf": Infinity, "minus": -Infinity}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range o.Keys() {
+		if f, err := o.Float(key); err == nil || f != 0 || !strings.HasSuffix(err.Error(), "is not a finite float64") {
+			t.Errorf("%s: %v %v, want an error", key, f, err)
+		}
 	}
 }
 

@@ -111,8 +111,8 @@ func (v Value) Float() (float64, error) {
 		return 0, v.mismatch("a number")
 	}
 	f, err := strconv.ParseFloat(v.text, 64)
-	if err != nil {
-		return 0, &ValueError{Reason: clip(v.text) + " is beyond the range of a float64"}
+	if err != nil || math.IsNaN(f) || math.IsInf(f, 0) { // NaN if Python's words were allowed
+		return 0, &ValueError{Reason: clip(v.text) + " is not a finite float64"}
 	}
 	return f, nil
 }
