@@ -9,22 +9,19 @@ import (
 // Allotment is how a memory budget is spent.
 type Allotment struct {
 	Jobs  int
-	Band  int64 // elements of one computed band
-	Chunk int64 // bytes of one copied chunk
+	Band  int64 // bytes that a worker reads, and writes, at a time
+	Block int64 // elements of a band that a worker decodes at a time
 	Sides int64 // bytes for side inputs and scratch of the steps in flight
 	Peak  int64 // bytes the whole run allocates at most
 }
 
-// bytesPerElement is what one element of a computed band costs a worker: the
-// stored bytes in and out (8 each at most), and the exact, original and
-// rounded values as float64 in the worst case.
-const bytesPerElement = 8 + 8 + 3*8
-
 const (
-	// maxBand keeps a band's values inside the caches of a few workers.
-	maxBand = 1 << 20
-	// maxChunk is where longer reads stop getting faster.
-	maxChunk = 8 << 20
+	// maxBand is where longer reads and writes stop getting faster.
+	maxBand = 4 << 20
+	// maxBlock keeps the decoded values of a worker in the cache of its core.
+	maxBlock = 32 << 10
+	// heldDecoded is how often a worker holds a decoded block (see work).
+	heldDecoded = 3
 )
 
 // MemoryError says that a plan can't run in the memory it was given.
@@ -42,35 +39,61 @@ func (e *MemoryError) Error() string {
 // fit.
 func Budget(p *plan.Plan, o Options) (Allotment, error) {
 	o = o.WithDefaults()
-	row, rowOf := longestRow(p)
+	row := longestRow(p)
 	sides, sidesOf := largestSides(p)
 	for jobs := int64(o.Jobs); jobs >= 1; jobs-- {
-		free := o.Memory - sides
-		band := min(free/(jobs*bytesPerElement), maxBand)
-		if band >= row && band > 0 {
-			chunk := min(band*bytesPerElement, maxChunk)
+		share := (o.Memory - sides) / jobs
+		block := max(row.elements, min(share/2/row.element, maxBlock))
+		band := min((share-block*row.element)/2, max(row.stored, maxBand))
+		if band >= row.stored && band > 0 {
 			// Any step's sides fit beside the bands; what is left lets the
 			// next step's sides load while this one's bands run.
-			used := jobs * max(band*bytesPerElement, chunk)
+			used := jobs * (2*band + block*row.element)
 			sideBudget := max(sides, min(o.Memory-used, 2*sides))
-			return Allotment{Jobs: int(jobs), Band: band, Chunk: chunk, Sides: max(sideBudget, 1), Peak: used + sideBudget}, nil
+			return Allotment{Jobs: int(jobs), Band: band, Block: block, Sides: max(sideBudget, 1), Peak: used + sideBudget}, nil
 		}
 	}
 	tensor := sidesOf
-	if row*bytesPerElement > sides {
-		tensor = rowOf
+	if row.bytes() > sides {
+		tensor = row.tensor
 	}
-	return Allotment{}, &MemoryError{Need: sides + max(row, 1)*bytesPerElement, Have: o.Memory, Tensor: tensor}
+	return Allotment{}, &MemoryError{Need: sides + row.bytes(), Have: o.Memory, Tensor: tensor}
 }
 
-// longestRow returns the longest row that a computed step has to hold.
-func longestRow(p *plan.Plan) (elements int64, tensor string) {
+// row is the least that a worker has to hold: one row as stored, in and out,
+// and decoded.
+type row struct {
+	elements int64
+	stored   int64 // bytes, of the larger of input and output
+	element  int64 // bytes of all the decoded values of one element
+	tensor   string
+}
+
+func (r row) bytes() int64 { return 2*max(r.stored, 1) + r.elements*r.element }
+
+// longestRow returns the largest row of all computed steps.
+func longestRow(p *plan.Plan) row {
+	longest := row{element: heldDecoded * 4}
 	for i := range p.Steps {
-		if s := &p.Steps[i]; !s.Copies() && s.Read.Cols > elements {
-			elements, tensor = s.Read.Cols, s.Write.Tensor
+		s := &p.Steps[i]
+		if s.Copies() {
+			continue
+		}
+		if s.Double() {
+			longest.element = heldDecoded * 8
+		}
+		longest.stored = max(longest.stored, storedRow(s))
+		if s.Read.Cols > longest.elements {
+			longest.elements, longest.tensor = s.Read.Cols, s.Write.Tensor
 		}
 	}
-	return elements, tensor
+	return longest
+}
+
+// storedRow returns the bytes of a row of a step as it is read or as it is
+// written, whichever is more.
+func storedRow(s *plan.Step) int64 {
+	return s.Read.Cols * max(s.Read.Spec.DType.Bits(), s.Write.DType.Bits()) / 8
 }
 
 // largestSides returns the most bytes that the side inputs of one step take.
@@ -94,5 +117,18 @@ func sideBytes(s *plan.Step) int64 {
 	if s.Copies() {
 		return 0
 	}
-	return s.SideElements()*size + s.Read.Rows()*rowStatBytes
+	return min(s.SideElements(), hugeCount)*size + min(rowsOf(s), hugeCount)*rowStatBytes
+}
+
+// hugeCount is more than any budget holds; what is counted up to it does not
+// overflow.
+const hugeCount = 1 << 56
+
+// rowsOf returns the rows that a computed step goes through: none if they are
+// empty, however many there are.
+func rowsOf(s *plan.Step) int64 {
+	if s.Read.Cols == 0 {
+		return 0
+	}
+	return s.Read.Rows()
 }

@@ -12,15 +12,15 @@ import (
 	"github.com/loratool/loratool/quant/block"
 )
 
-// buffers is the memory of one worker; it grows to the largest band and is
-// never given back.
+// buffers is the memory of one worker: a band as it is read and written, and a
+// block of it decoded. It grows to the largest and is never given back.
 type buffers struct {
 	in, out []byte
 	f32     work[float32]
 	f64     work[float64]
 }
 
-// work holds one decoded band three times: the exact result, the values before
+// work holds one decoded block three times: the exact result, the values before
 // the judged stages, and what the output dtype made of the result.
 type work[T tensor.Float] struct{ x, before, stored []T }
 
@@ -43,8 +43,8 @@ func (r *run) prepareCopy(s *plan.Step) ([]func(*buffers) error, error) {
 	to := s.Read.To * s.Read.Cols * bits / 8
 	at := s.Write.Row * s.Read.Cols * bits / 8
 	var bands []func(*buffers) error
-	for off := from; off < to; off += r.budget.Chunk {
-		n := min(r.budget.Chunk, to-off)
+	for off := from; off < to; off += r.budget.Band {
+		n := min(r.budget.Band, to-off)
 		bands = append(bands, func(b *buffers) error {
 			b.in = grow(b.in, int(n))
 			if err := readFull(src, b.in, off); err != nil {
@@ -83,7 +83,7 @@ func prepareCompute[T tensor.Float](ctx context.Context, r *run, i int) ([]func(
 		r.sides.Release(held)
 		return nil, nil, err
 	}
-	c.stats = make([]kernel.RowStats, s.Read.Rows())
+	c.stats = make([]kernel.RowStats, rowsOf(s))
 	if err := c.observe(ctx); err != nil {
 		r.sides.Release(held)
 		return nil, nil, err
@@ -190,10 +190,16 @@ func ReadMatrix[T tensor.Float](src io.ReaderAt, side plan.Slice) (tensor.Matrix
 
 // cut yields the row ranges of the bands.
 func (c *computation[T]) cut() func(yield func(from, to int64) bool) {
+	from := c.step.Read.From
+	return pieces(from, from+rowsOf(c.step), c.r.budget.Band/max(storedRow(c.step), 1))
+}
+
+// pieces cuts [from, to) into pieces of n, at least 1, the last one shorter.
+func pieces(from, to, n int64) func(yield func(from, to int64) bool) {
+	n = max(n, 1)
 	return func(yield func(from, to int64) bool) {
-		rows := max(c.r.budget.Band/max(c.step.Read.Cols, 1), 1)
-		for from := c.step.Read.From; from < c.step.Read.To; from += rows {
-			if !yield(from, min(from+rows, c.step.Read.To)) {
+		for ; from < to; from += n {
+			if !yield(from, min(from+n, to)) {
 				return
 			}
 		}
@@ -213,16 +219,15 @@ func (c *computation[T]) observe(ctx context.Context) error {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				band, err := c.read(&b, from, to)
-				if err != nil {
-					return err
-				}
-				for _, earlier := range c.funcs[:at] {
-					if err := earlier.Apply(band); err != nil {
-						return err
+				err := c.blocks(&b, from, to, func(x plan.Band[T]) error {
+					for _, earlier := range c.funcs[:at] {
+						if err := earlier.Apply(x); err != nil {
+							return err
+						}
 					}
-				}
-				if err := o.Observe(pass, band); err != nil {
+					return o.Observe(pass, x)
+				})
+				if err != nil {
 					return err
 				}
 			}
@@ -234,54 +239,66 @@ func (c *computation[T]) observe(ctx context.Context) error {
 	return nil
 }
 
-// read reads and decodes rows [from, to).
-func (c *computation[T]) read(b *buffers, from, to int64) (plan.Band[T], error) {
+// blocks reads rows [from, to) and calls f with one decoded block of them after
+// another. A band is as long as reading asks for, a block as short as a cache.
+func (c *computation[T]) blocks(b *buffers, from, to int64, f func(plan.Band[T]) error) error {
 	cols := c.step.Read.Cols
-	size := c.step.Read.Spec.DType.Bits() / 8
-	n := (to - from) * cols
-	b.in = grow(b.in, int(n*size))
-	if err := readFull(c.src, b.in, from*cols*size); err != nil {
-		return plan.Band[T]{}, readError(c.step.Read.Tensor, err)
+	rowBytes := cols * c.step.Read.Spec.DType.Bits() / 8
+	b.in = grow(b.in, int((to-from)*rowBytes))
+	if err := readFull(c.src, b.in, from*rowBytes); err != nil {
+		return readError(c.step.Read.Tensor, err)
 	}
 	w := of[T](b)
-	w.x = grow(w.x, int(n))
-	block.Decode(c.decode, w.x, b.in)
-	return plan.Band[T]{Row: from, Rows: int(to - from), Cols: int(cols), X: w.x}, nil
+	for first, last := range pieces(from, to, c.r.budget.Block/max(cols, 1)) {
+		w.x = grow(w.x, int((last-first)*cols))
+		block.Decode(c.decode, w.x, b.in[(first-from)*rowBytes:(last-from)*rowBytes])
+		if err := f(plan.Band[T]{Row: first, Rows: int(last - first), Cols: int(cols), X: w.x}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // band computes and writes rows [from, to).
 func (c *computation[T]) band(b *buffers, from, to int64) error {
 	s := c.step
-	band, err := c.read(b, from, to)
+	rowBytes := s.Read.Cols * s.Write.DType.Bits() / 8
+	b.out = grow(b.out, int((to-from)*rowBytes))
+	err := c.blocks(b, from, to, func(x plan.Band[T]) error {
+		first := (x.Row - from) * rowBytes
+		return c.compute(of[T](b), x, b.out[first:first+int64(x.Rows)*rowBytes])
+	})
 	if err != nil {
 		return err
 	}
-	w := of[T](b)
-	w.before = grow(w.before, len(band.X))
-	for i, f := range c.funcs {
-		if i == s.Restore {
-			copy(w.before, band.X)
-		}
-		if err := f.Apply(band); err != nil {
-			return fmt.Errorf("%s: %w", s.Write.Tensor, err)
-		}
-	}
-	if len(c.funcs) <= s.Restore {
-		copy(w.before, band.X)
-	}
-	size := s.Write.DType.Bits() / 8
-	b.out = grow(b.out, len(band.X)*int(size))
-	block.Encode(c.round, b.out, band.X)
-	w.stored = grow(w.stored, len(band.X))
-	block.Decode(c.round, w.stored, b.out)
-	first := from - s.Read.From
-	kernel.Stats(c.stats[first:first+int64(band.Rows)], w.before, band.X, w.stored, band.Rows, band.Cols)
-
-	row := s.Write.Row + first
-	if err := c.r.out.WriteAt(s.Write.Output, s.Write.Tensor, b.out, row*s.Read.Cols*size); err != nil {
+	row := s.Write.Row + from - s.Read.From
+	if err := c.r.out.WriteAt(s.Write.Output, s.Write.Tensor, b.out, row*rowBytes); err != nil {
 		return err
 	}
 	c.r.progress.Advance(int64(len(b.out)), s.Write.Tensor)
+	return nil
+}
+
+// compute puts a block through the stages, rounds it to out and judges it.
+func (c *computation[T]) compute(w *work[T], x plan.Band[T], out []byte) error {
+	s := c.step
+	w.before = grow(w.before, len(x.X))
+	for i, f := range c.funcs {
+		if i == s.Restore {
+			copy(w.before, x.X)
+		}
+		if err := f.Apply(x); err != nil {
+			return fmt.Errorf("%q: %w", s.Write.Tensor, err)
+		}
+	}
+	if len(c.funcs) <= s.Restore {
+		copy(w.before, x.X)
+	}
+	block.Encode(c.round, out, x.X)
+	w.stored = grow(w.stored, len(x.X))
+	block.Decode(c.round, w.stored, out)
+	row := x.Row - s.Read.From
+	kernel.Stats(c.stats[row:row+int64(x.Rows)], w.before, x.X, w.stored, x.Rows, x.Cols)
 	return nil
 }
 

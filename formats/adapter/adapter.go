@@ -10,6 +10,8 @@ package adapter
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 	"strings"
 
@@ -127,8 +129,14 @@ func (a *Adapter) sortTensors() error {
 		case k.ignore:
 			a.Ignored = append(a.Ignored, spec.Name)
 		case k.shared:
+			if other, ok := a.Shared[k.part]; ok {
+				return a.mismatch(spec.Name, "%q is stored for the same part", other.Name)
+			}
 			a.Shared[k.part] = spec
 		case k.part == "" && k.copy:
+			if other, ok := dumps[k.module]; ok {
+				return a.mismatch(spec.Name, "%q is stored for the same tensor", other)
+			}
 			dumps[k.module] = spec.Name
 		case k.part == "":
 			if other, ok := saved[k.module]; ok {
@@ -149,7 +157,8 @@ func (a *Adapter) sortTensors() error {
 	}
 	// A raw training dump holds a saved module under its wrapper's name; PEFT's
 	// own files, which win as they do when PEFT loads them, do not.
-	for module, name := range dumps {
+	for _, module := range slices.Sorted(maps.Keys(dumps)) {
+		name := dumps[module]
 		if _, ok := saved[module]; ok {
 			a.Ignored = append(a.Ignored, name)
 			continue
@@ -244,10 +253,10 @@ func parseKey(name string, kind *Kind) key {
 			k.ignore = true
 		case "modules_to_save":
 			k.copy = true
-			if i+2 < at && at == len(parts) && len(parts)-i == 3 {
-				// modules_to_save.<adapter name>.weight
-				path = append(path, parts[len(parts)-1])
-				k.module = strings.Join(path, ".")
+			if k.part == "" && len(parts)-i >= 3 {
+				// modules_to_save.<adapter name>.weight, or .dense.weight of
+				// a module that has others below it
+				k.module = strings.Join(append(path, parts[i+2:]...), ".")
 				return k
 			}
 		}
@@ -280,8 +289,11 @@ func isPart(name string, kind *Kind) bool {
 			return true
 		}
 	}
-	return name == "trainable_tokens_delta"
+	return name == tokensPart
 }
+
+// tokensPart holds rows of an embedding; adapters of every type may have it.
+const tokensPart = "trainable_tokens_delta"
 
 // checkTargets compares the config's targets with the modules in the file: an
 // entry that covers no adapted module means that something is missing.
@@ -339,12 +351,7 @@ func (c *Config) Covers(module string) bool {
 	if !ok {
 		return false
 	}
-	for _, l := range c.LayersToUse {
-		if fmt.Sprint(l) == index {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(c.LayersToUse, index)
 }
 
 // Unsloth returns the mark that Unsloth leaves in the config of the adapters

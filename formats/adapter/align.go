@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/formats/arch"
+	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 )
 
@@ -46,9 +48,21 @@ type Aligned struct {
 	names    map[string]string // trained tensor name -> base name, for saved tensors
 }
 
+// Family is what a base's config says of it: the model type, and how many
+// layers training sees, 0 if unknown. Checkpoints may hold more, such as those
+// for predicting several tokens at once.
+type Family struct {
+	ModelType string
+	Layers    int64
+}
+
 // Align finds the tensors of a base for every module of the adapter.
-func Align(a *Adapter, base Base, modelType string) (*Aligned, error) {
-	al := &aligner{adapter: a, base: base, modelType: modelType}
+func Align(a *Adapter, base Base, family Family) (*Aligned, error) {
+	al := &aligner{adapter: a, base: base, family: family, below: make(map[string][]tensor.Spec)}
+	for _, spec := range base.Specs() {
+		parent := spec.Name[:max(strings.LastIndexByte(spec.Name, '.'), 0)]
+		al.below[parent] = append(al.below[parent], spec)
+	}
 	al.choosePrefix()
 	out := &Aligned{Adapter: a, From: al.from, To: al.to, names: make(map[string]string)}
 	for i := 0; i < len(a.Modules); {
@@ -78,10 +92,11 @@ func Align(a *Adapter, base Base, modelType string) (*Aligned, error) {
 func (a *Aligned) BaseName(saved string) string { return a.names[saved] }
 
 type aligner struct {
-	adapter   *Adapter
-	base      Base
-	modelType string
-	from, to  string
+	adapter  *Adapter
+	base     Base
+	family   Family
+	below    map[string][]tensor.Spec // the tensors of the base by the module they belong to
+	from, to string
 }
 
 // rename applies the prefix rule to a trained name.
@@ -172,7 +187,7 @@ func (al *aligner) prefixRules() [][2]string {
 			found = append(found, [2]string{dropEnding(paths[i], n), dropEnding(spec.Name, n)})
 		}
 		for _, r := range found {
-			if !seen[r] && r[0] != r[1] {
+			if !seen[r] && r[0] != r[1] && sameNumbers(r[0], r[1]) {
 				seen[r] = true
 				rules = append(rules, r)
 			}
@@ -182,6 +197,21 @@ func (al *aligner) prefixRules() [][2]string {
 		return len(rules[i][0])+len(rules[i][1]) < len(rules[j][0])+len(rules[j][1])
 	})
 	return rules
+}
+
+// sameNumbers reports whether two prefixes name the same layer, if they name
+// one: "model.layers.4." in place of "model.layers.0." would put the change of
+// one layer onto another. A number in front counts the parts of a pipeline.
+func sameNumbers(a, b string) bool {
+	numbers := func(prefix string) (all []string) {
+		for i, p := range strings.Split(prefix, ".") {
+			if i > 0 && isNumber(p) {
+				all = append(all, p)
+			}
+		}
+		return all
+	}
+	return slices.Equal(numbers(a), numbers(b))
 }
 
 // commonEnding counts the components that two names share at their ends.
@@ -281,9 +311,9 @@ func (al *aligner) parameters(module string) []option {
 		}
 	}
 	for _, prefix := range []string{al.rename(module), module} {
-		for _, spec := range al.base.Specs() {
-			rest, ok := strings.CutPrefix(spec.Name, prefix+".")
-			if ok && !strings.Contains(rest, ".") && len(spec.Shape) >= 2 && !slices.Contains(arch.RegistrationOrder, rest) {
+		for _, spec := range al.below[prefix] {
+			rest := strings.TrimPrefix(spec.Name, prefix+".")
+			if len(spec.Shape) >= 2 && !slices.Contains(arch.RegistrationOrder, rest) {
 				options = append(options, al.whole(rest, spec.Name))
 			}
 		}
@@ -304,7 +334,8 @@ func (al *aligner) stacked(module, param string) (option, bool) {
 			continue
 		}
 		o := option{Param: param}
-		var row, experts, cols int64
+		var row, experts int64
+		var one tensor.Shape // of every expert's module
 		for ; ; experts++ {
 			complete := true
 			for _, part := range parts {
@@ -314,19 +345,21 @@ func (al *aligner) stacked(module, param string) (option, bool) {
 					break
 				}
 				spec, _ := al.base.Lookup(t)
-				if len(spec.Shape) != 2 {
+				if one == nil {
+					one = spec.Shape
+				}
+				if len(spec.Shape) != 2 || !spec.Shape.Equal(one) {
 					return option{}, false
 				}
 				o.Places = append(o.Places, Place{Tensor: t, From: row, Rows: spec.Shape[0]})
 				row += spec.Shape[0]
-				cols = spec.Shape[1]
 			}
 			if !complete {
 				break
 			}
 		}
-		if experts > 0 && row%experts == 0 {
-			o.Shape = tensor.Shape{experts, row / experts, cols}
+		if experts > 0 {
+			o.Shape = tensor.Shape{experts, row / experts, one[1]}
 			return o, true
 		}
 	}
@@ -340,8 +373,8 @@ func (al *aligner) oneExpert(module string) (option, bool) {
 	if len(parts) < 3 || !isNumber(parts[len(parts)-2]) {
 		return option{}, false
 	}
-	var expert int64
-	if _, err := fmt.Sscan(parts[len(parts)-2], &expert); err != nil {
+	expert, err := strconv.ParseInt(parts[len(parts)-2], 10, 64)
+	if err != nil {
 		return option{}, false
 	}
 	parent := strings.Join(parts[:len(parts)-2], ".")
@@ -362,12 +395,14 @@ func (al *aligner) oneExpert(module string) (option, bool) {
 			continue
 		}
 		spec, _ := al.base.Lookup(t)
-		if len(spec.Shape) != 3 || expert >= spec.Shape[0] || arch.StoresExpertsTransposed(al.modelType) {
+		if len(spec.Shape) != 3 || expert >= spec.Shape[0] || arch.StoresExpertsTransposed(al.family.ModelType) {
 			return option{}, false
 		}
 		perExpert, rows := spec.Shape[1], spec.Shape[1]
 		if param == arch.GateUp {
-			rows /= 2
+			if rows /= 2; rows*2 != perExpert {
+				return option{}, false
+			}
 		}
 		return option{
 			Param: "weight", Shape: tensor.Shape{rows, spec.Shape[2]},
@@ -381,49 +416,76 @@ func (al *aligner) oneExpert(module string) (option, bool) {
 // module in the order of their registration, the first innermost; the file
 // does not say which is which, so the shapes must agree.
 func (al *aligner) nested(wrappers []*Module, options []option) ([]*Target, error) {
-	var fits [][]option
-	choose(options, len(wrappers), func(chosen []option) {
-		for i, m := range wrappers { // deepest first: registered first
-			if !al.fits(m, chosen[i]) {
-				return
-			}
-		}
-		fits = append(fits, slices.Clone(chosen))
-	})
 	first := wrappers[0]
 	any := anyTensor(first)
-	switch len(fits) {
-	case 0:
+	// Deepest first, as registered first. If the choice that takes every
+	// parameter as early as possible is also the one that takes it as late as
+	// possible, there is no other.
+	earliest, ok := al.assign(wrappers, options)
+	if !ok {
 		var shapes []string
 		for _, o := range options {
 			shapes = append(shapes, fmt.Sprintf("%s %v", o.Param, o.Shape))
 		}
 		return nil, al.adapter.mismatch(any, "its shape %v fits no parameter of the module at rank %d (%s)",
 			first.Parts[partOf(first, any)].Shape, al.adapter.Config.RankOf(first.Name), strings.Join(shapes, ", "))
-	case 1:
-	default:
+	}
+	if !slices.Equal(earliest, al.assignLate(wrappers, options)) || al.swappable(wrappers, options, earliest) {
 		return nil, al.adapter.mismatch(any, "several parameters of the module have its shape, and target_parameters does not say which is meant")
 	}
 	var targets []*Target
 	for i, m := range wrappers {
-		targets = append(targets, al.finish(m, fits[0][i]))
+		targets = append(targets, al.finish(m, options[earliest[i]]))
 	}
 	return targets, nil
 }
 
-// choose calls f with every selection of n options in their order.
-func choose(options []option, n int, f func([]option)) {
-	var rec func(from int, chosen []option)
-	rec = func(from int, chosen []option) {
-		if len(chosen) == n {
-			f(chosen)
-			return
+// assign gives each wrapper the first option behind that of the wrapper before
+// it that fits.
+func (al *aligner) assign(wrappers []*Module, options []option) (chosen []int, ok bool) {
+	next := 0
+	for _, m := range wrappers {
+		for next < len(options) && !al.fits(m, options[next]) {
+			next++
 		}
-		for i := from; i < len(options); i++ {
-			rec(i+1, append(chosen, options[i]))
+		if next == len(options) {
+			return nil, false
+		}
+		chosen = append(chosen, next)
+		next++
+	}
+	return chosen, true
+}
+
+// assignLate gives each wrapper the last option that leaves one for each of
+// the wrappers after it. There is a choice, as assign has found one.
+func (al *aligner) assignLate(wrappers []*Module, options []option) []int {
+	chosen := make([]int, len(wrappers))
+	last := len(options) - 1
+	for i := len(wrappers) - 1; i >= 0; i-- {
+		for !al.fits(wrappers[i], options[last]) {
+			last--
+		}
+		chosen[i] = last
+		last--
+	}
+	return chosen
+}
+
+// swappable reports whether two wrappers could stand for each other's
+// parameter, while the order in which the module registers the two is not
+// known.
+func (al *aligner) swappable(wrappers []*Module, options []option, chosen []int) bool {
+	for i := range chosen {
+		for j := range i {
+			a, b := options[chosen[j]], options[chosen[i]]
+			known := slices.Contains(arch.RegistrationOrder, a.Param) && slices.Contains(arch.RegistrationOrder, b.Param)
+			if !known && al.fits(wrappers[i], a) && al.fits(wrappers[j], b) {
+				return true
+			}
 		}
 	}
-	rec(0, nil)
+	return false
 }
 
 // fits reports whether the factors of a wrapper have the shapes that a
@@ -493,8 +555,17 @@ func partOf(m *Module, name string) string {
 // same place in other layers count, as a checkpoint may hold towers that the
 // training never saw.
 func (al *aligner) checkComplete(a *Aligned) error {
+	if err := al.checkSaved(a); err != nil {
+		return err
+	}
+	if err := al.checkTokens(); err != nil {
+		return err
+	}
+	if err := al.checkParameters(a); err != nil {
+		return err
+	}
 	c := a.Config
-	if !c.Targets.Known() || c.Targets.Empty() || len(c.LayerReplication) > 0 {
+	if !c.Targets.Known() || c.Targets.Empty() || !c.Exclude.Known() || len(c.LayerReplication) > 0 {
 		return nil
 	}
 	adapted := make(map[string]bool)
@@ -515,17 +586,140 @@ func (al *aligner) checkComplete(a *Aligned) error {
 		if !ok || adapted[spec.Name] || !families[family(spec.Name)] {
 			continue
 		}
-		if rest, ok := strings.CutPrefix(module, al.to); ok {
-			module = al.from + rest
+		if c.Covers(al.trained(module)) && !al.beyond(module) {
+			return al.incomplete(spec.Name, "target_modules covers it")
 		}
-		if c.Covers(module) {
-			return &MismatchError{
-				File: a.Source.Path + "/adapter_config.json", Tensor: spec.Name,
-				Reason: "target_modules covers it, but the adapter holds no tensors for it",
+	}
+	return nil
+}
+
+// trained undoes the prefix rule.
+func (al *aligner) trained(name string) string {
+	if rest, ok := strings.CutPrefix(name, al.to); ok {
+		return al.from + rest
+	}
+	return name
+}
+
+// beyond reports whether a module belongs to a layer that the config does not
+// count: training has not seen it.
+func (al *aligner) beyond(module string) bool {
+	index, ok := layerIndex("."+module+".", nil)
+	return ok && al.family.Layers > 0 && index >= al.family.Layers
+}
+
+// incomplete is the error for a tensor of the base that the config asks for.
+func (al *aligner) incomplete(tensor, why string) error {
+	return &MismatchError{
+		File: al.adapter.Source.Path + "/adapter_config.json", Tensor: tensor,
+		Reason: why + ", but the adapter holds no tensors for it",
+	}
+}
+
+// checkSaved looks for modules of modules_to_save that the base has and the
+// file leaves out. A name that the base has nothing for says nothing: PEFT adds
+// "classifier" and "score" to every sequence classifier.
+func (al *aligner) checkSaved(a *Aligned) error {
+	saved := make(map[string]bool)
+	for _, s := range a.Saved {
+		saved[a.BaseName(s.Name)] = true
+	}
+	for _, entry := range a.Config.ModulesToSave {
+		// A module is saved whole. Others of its name may be in towers that the
+		// training never saw.
+		found := make(map[string]bool)
+		var missing [][2]string // module, tensor
+		for _, spec := range al.base.Specs() {
+			module, ok := cutModule(al.trained(spec.Name), entry)
+			switch {
+			case !ok:
+			case saved[spec.Name]:
+				found[module] = true
+			default:
+				missing = append(missing, [2]string{module, spec.Name})
+			}
+		}
+		for _, m := range missing {
+			if found[m[0]] || len(found) == 0 {
+				return al.incomplete(m[1], fmt.Sprintf("modules_to_save names %q", entry))
 			}
 		}
 	}
 	return nil
+}
+
+// checkTokens looks for the rows of trained tokens that the config promises.
+func (al *aligner) checkTokens() error {
+	if len(al.adapter.Config.TokenIndices) == 0 {
+		return nil
+	}
+	for _, m := range al.adapter.Modules {
+		if _, ok := m.Part(tokensPart); ok {
+			return nil
+		}
+	}
+	return &checkpoint.InputError{Path: al.adapter.Source.Path + "/adapter_config.json", Err: fmt.Errorf(
+		"it names trainable tokens, but the adapter holds no tensor %s", tokensPart)}
+}
+
+// cutModule returns the module that a list entry names, if a tensor belongs to
+// it or to one below it.
+func cutModule(tensor, entry string) (module string, ok bool) {
+	before, _, ok := strings.Cut("."+tensor, "."+entry+".")
+	return before + "." + entry, ok
+}
+
+// checkParameters looks for entries of target_parameters that no tensor of the
+// file belongs to, and for modules of the same place in other layers that have
+// the parameter and are left out.
+func (al *aligner) checkParameters(a *Aligned) error {
+	list := a.Config.TargetParameters
+	if len(list) == 0 {
+		return nil
+	}
+	adapted := make(map[string]bool)
+	families := make(map[string]string) // module and parameter without numbers, to the parameter
+	for _, t := range a.Targets {
+		path := t.Name + "." + t.Param
+		adapted[path] = true
+		if al.targeted(path) {
+			families[family(path)] = t.Param
+		}
+	}
+	for _, entry := range list {
+		if !slices.ContainsFunc(a.Targets, func(t *Target) bool { return MatchName(entry, t.Name+"."+t.Param) }) {
+			return &checkpoint.InputError{Path: a.Source.Path + "/adapter_config.json", Err: fmt.Errorf(
+				"target_parameters: %q matches no tensor of the adapter", entry)}
+		}
+	}
+	for _, module := range al.experts() {
+		for _, o := range al.parameters(module) {
+			path := module + "." + o.Param
+			if families[family(path)] != "" && al.targeted(path) && !adapted[path] && !al.beyond(module) {
+				return al.incomplete(o.Places[0].Tensor, "target_parameters covers it")
+			}
+		}
+	}
+	return nil
+}
+
+// experts lists the modules of the base, by their trained names, that have
+// parameters of their own or experts below, in the base's order.
+func (al *aligner) experts() []string {
+	var modules []string
+	seen := make(map[string]bool)
+	for _, spec := range al.base.Specs() {
+		module := al.trained(spec.Name[:max(strings.LastIndexByte(spec.Name, '.'), 0)])
+		// "experts.3.w1" is a part of "experts".
+		if parts := strings.Split(module, "."); len(parts) > 2 && isNumber(parts[len(parts)-2]) {
+			module = strings.Join(parts[:len(parts)-2], ".")
+		}
+		if !seen[module] {
+			seen[module] = true
+			modules = append(modules, module)
+		}
+	}
+	return modules
 }
 
 // family is a tensor name with its numbers left out.
@@ -546,7 +740,13 @@ func nearest(name string, specs []tensor.Spec) []string {
 		distance int
 	}
 	var all []scored
+	if len(name) > maxHinted {
+		return nil
+	}
 	for _, s := range specs {
+		if n := len(s.Name) - len(name); n > len(name)/2 || -n > len(name)/2 {
+			continue // at least that many letters differ
+		}
 		if d := editDistance(name, s.Name); d <= len(name)/2 {
 			all = append(all, scored{s.Name, d})
 		}
@@ -560,6 +760,10 @@ func nearest(name string, specs []tensor.Spec) []string {
 	}
 	return names
 }
+
+// maxHinted bounds the names that near ones are looked for: the time grows with
+// the square of the length.
+const maxHinted = 512
 
 // editDistance counts the insertions, deletions and replacements between two
 // names.

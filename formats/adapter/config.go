@@ -41,8 +41,8 @@ type Config struct {
 	Init             string // init_lora_weights if it is a name
 	SaveProjection   bool
 	ProjectionKey    int64
-	PrunedRanks      map[string][]bool // AdaLoRA: rank_pattern is a mask by "<module>.lora_E"
-	Unknown          []string          // keys with a value that nothing here understands
+	PrunedRanks      map[string]int64 // AdaLoRA: how many ranks of a module are left
+	Unknown          []string         // keys with a value that nothing here understands
 	raw              *strictjson.Object
 }
 
@@ -85,6 +85,16 @@ func (c *Config) refuseVariants() error {
 	} {
 		if c.set(v.key) {
 			return &UnsupportedError{v.name}
+		}
+	}
+	if c.Type == "LORA" {
+		return nil
+	}
+	// Variants of LoRA have no meaning for the other types; what they would be
+	// read as is anybody's guess.
+	for _, key := range []string{"use_dora", "lora_bias", "kasa_config"} {
+		if c.set(key) {
+			return fmt.Errorf("%s is set, which %s adapters do not have", key, c.Type)
 		}
 	}
 	return nil
@@ -145,12 +155,18 @@ func (c *Config) readRank() error {
 	if math.IsInf(c.Alpha, 0) || math.IsNaN(c.Alpha) {
 		return fmt.Errorf("%s is not finite", alphaKey)
 	}
-	for key, dst := range map[string]*bool{"use_rslora": &c.RSLoRA, "use_dora": &c.DoRA, "lora_bias": &c.LoRABias} {
-		if *dst, _, err = c.raw.OptBool(key); err != nil {
+	for _, f := range []struct {
+		key string
+		dst *bool
+	}{{"use_rslora", &c.RSLoRA}, {"use_dora", &c.DoRA}, {"lora_bias", &c.LoRABias}} {
+		if *f.dst, _, err = c.raw.OptBool(f.key); err != nil {
 			return err
 		}
 	}
 	c.KaSA = c.set("kasa_config")
+	if c.KaSA && c.DoRA {
+		return &UnsupportedError{"KaSA with DoRA"}
+	}
 	return nil
 }
 
@@ -187,6 +203,10 @@ func (c *Config) readPatterns() error {
 			c.AlphaPattern.add(key, a)
 		}
 	}
+	if len(c.AlphaPattern.Broken) > 0 {
+		// A rank shows in the tensors, alpha does not.
+		return fmt.Errorf("alpha_pattern %q can't be evaluated here, so the scale of the modules is not known", c.AlphaPattern.Broken[0])
+	}
 	return nil
 }
 
@@ -195,36 +215,48 @@ func (c *Config) readPrunedRanks() error {
 	if err != nil || !ok {
 		return err
 	}
-	c.PrunedRanks = make(map[string][]bool)
+	c.PrunedRanks = make(map[string]int64)
 	for key, v := range masks.All() {
+		module, _, ok := strings.Cut(strings.TrimPrefix(key, "base_model.model."), ".lora_E")
+		if _, twice := c.PrunedRanks[module]; !ok || twice {
+			return fmt.Errorf("rank_pattern %q is not the lora_E of one module", key)
+		}
 		items, err := v.Items()
 		if err != nil {
 			return fmt.Errorf("rank_pattern %q: %w", key, err)
 		}
-		mask := make([]bool, len(items))
-		for i, item := range items {
-			if mask[i], err = item.Bool(); err != nil {
+		left := int64(0)
+		for _, item := range items {
+			kept, err := item.Bool()
+			if err != nil {
 				return fmt.Errorf("rank_pattern %q: %w", key, err)
 			}
+			if kept {
+				left++
+			}
 		}
-		c.PrunedRanks[key] = mask
+		c.PrunedRanks[module] = left
 	}
 	return nil
 }
 
 func (c *Config) readTargets() error {
-	for key, dst := range map[string]*Matcher{
-		"target_modules": &c.Targets, "exclude_modules": &c.Exclude, "feedforward_modules": &c.FeedForward,
-	} {
-		v, ok := c.raw.Get(key)
+	for _, f := range []struct {
+		key string
+		dst *Matcher
+	}{{"target_modules", &c.Targets}, {"exclude_modules", &c.Exclude}, {"feedforward_modules", &c.FeedForward}} {
+		v, ok := c.raw.Get(f.key)
 		if !ok {
 			continue
 		}
 		m, err := newMatcher(v)
 		if err != nil {
-			return fmt.Errorf("%s: %w", key, err)
+			return fmt.Errorf("%s: %w", f.key, err)
 		}
-		*dst = m
+		*f.dst = m
+	}
+	if !c.FeedForward.Known() {
+		return fmt.Errorf("feedforward_modules is %q: it can't be evaluated here, and which side of a module is scaled depends on it", c.FeedForward.Expr)
 	}
 	var err error
 	c.TargetParameters, _, err = c.raw.OptStrings("target_parameters")
@@ -252,17 +284,22 @@ func (c *Config) readLayers() error {
 	if err != nil || !ok {
 		return err
 	}
+	total := int64(0)
 	for i, item := range ranges {
 		r, err := item.Ints()
 		if err != nil || len(r) != 2 || r[0] < 0 || r[1] <= r[0] || r[1] > maxLayers {
 			return fmt.Errorf("layer_replication entry %d is not a range [from, to)", i)
+		}
+		if total += r[1] - r[0]; total > maxLayers {
+			return fmt.Errorf("layer_replication makes more than %d layers", maxLayers)
 		}
 		c.LayerReplication = append(c.LayerReplication, [2]int64{r[0], r[1]})
 	}
 	return nil
 }
 
-// maxLayers bounds what layer_replication may ask for.
+// maxLayers bounds what layer_replication may ask for: the deepest published
+// models stay below a tenth of it.
 const maxLayers = 4096
 
 func (c *Config) readContent() error {
@@ -415,17 +452,19 @@ func (c *Config) ScaleOf(module string) float64 {
 
 // PrunedRank returns how many ranks AdaLoRA left a module, if it pruned.
 func (c *Config) PrunedRank(module string) (rank int64, ok bool) {
-	for key, mask := range c.PrunedRanks {
-		name, _, found := strings.Cut(strings.TrimPrefix(key, "base_model.model."), ".lora_E")
-		if !found || name != module {
-			continue
+	rank, ok = c.PrunedRanks[module]
+	return rank, ok
+}
+
+// TokensOf returns the token indices that the config names for a module: those
+// of the longest name that covers it, else the list without a name.
+func (c *Config) TokensOf(module string) (rows []int64, ok bool) {
+	best := ""
+	for name := range c.TokenIndices {
+		if len(name) > len(best) && MatchName(name, module) {
+			best = name
 		}
-		for _, kept := range mask {
-			if kept {
-				rank++
-			}
-		}
-		return rank, true
 	}
-	return 0, false
+	rows, ok = c.TokenIndices[best]
+	return rows, ok
 }

@@ -3,6 +3,8 @@ package adapter
 import (
 	"fmt"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/internal/strictjson"
@@ -25,7 +27,7 @@ type Patterns[V any] struct {
 // add appends a pattern. PEFT matches "(.*\.)?(key)$" from the start of the
 // module name.
 func (p *Patterns[V]) add(key string, v V) {
-	re, err := compile(`^(?:.*\.)?(?:` + key + `)$`)
+	re, err := compile(`^(?:(?:.*\.)?(?:` + key + `)$)`)
 	if err != nil {
 		p.Broken = append(p.Broken, key)
 		return
@@ -45,6 +47,9 @@ func (p *Patterns[V]) lookup(module string) (v V, ok bool) {
 func compile(expr string) (*regexp.Regexp, error) {
 	if len(expr) > maxPattern {
 		return nil, fmt.Errorf("longer than %d characters", maxPattern)
+	}
+	if strings.Contains(expr, "{,") {
+		return nil, fmt.Errorf("a repeat without a lower bound means something else here")
 	}
 	// In Python "." does not match a newline and "$" may stand before a last
 	// one; module names contain none.
@@ -103,30 +108,34 @@ func (m Matcher) Match(module string) bool {
 	return false
 }
 
+// MatchEnding reports whether the matcher covers a module when an entry of a
+// list may begin anywhere in a component, as in feedforward_modules ("proj"
+// covers "c_proj").
+func (m Matcher) MatchEnding(module string) bool {
+	if m.re != nil {
+		return m.re.MatchString(module)
+	}
+	return slices.ContainsFunc(m.Names, func(name string) bool { return strings.HasSuffix(module, name) })
+}
+
 // MatchName reports whether one entry of a list covers a module.
 func MatchName(name, module string) bool {
 	return module == name || strings.HasSuffix(module, "."+name)
 }
 
 // layerIndex finds the number that PEFT takes for the index of the layer: the
-// first numeric component, or the one after a component named in patterns.
-func layerIndex(module string, patterns []string) (index string, ok bool) {
+// first numeric component, or the one after a component named in patterns. It
+// has a component before and behind it, and another before that one.
+func layerIndex(module string, patterns []string) (index int64, ok bool) {
 	parts := strings.Split(module, ".")
-	for i := 1; i < len(parts); i++ {
-		if !isNumber(parts[i]) {
+	for i := 2; i < len(parts)-1; i++ {
+		if !isNumber(parts[i]) || len(patterns) > 0 && !slices.Contains(patterns, parts[i-1]) {
 			continue
 		}
-		if len(patterns) == 0 {
-			return parts[i], true
-		}
-		for _, p := range patterns {
-			// The pattern needs something before it: it never is the first part.
-			if i >= 2 && parts[i-1] == p {
-				return parts[i], true
-			}
-		}
+		index, err := strconv.ParseInt(parts[i], 10, 64)
+		return index, err == nil
 	}
-	return "", false
+	return 0, false
 }
 
 func isNumber(s string) bool {

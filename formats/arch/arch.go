@@ -79,6 +79,16 @@ var embeddings = []struct{ embedding, head string }{
 	{"shared.weight", "lm_head.weight"},
 }
 
+// maskedHeads are the heads of masked language models, by the first component
+// of their tensors' names (base_model_prefix).
+var maskedHeads = map[string]string{
+	"albert":     "predictions.decoder.weight",
+	"bert":       "cls.predictions.decoder.weight",
+	"distilbert": "vocab_projector.weight",
+	"electra":    "generator_lm_head.weight",
+	"roberta":    "lm_head.decoder.weight",
+}
+
 // withHead are the endings of architectures with a language-model head.
 var withHead = []string{"ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration", "ForMaskedLM"}
 
@@ -112,12 +122,16 @@ func Embeddings(names func(yield func(string) bool), architecture string) (embed
 	}
 	head = embeddings[best].head
 	if strings.HasSuffix(architecture, "ForMaskedLM") {
-		return embedding, "cls.predictions.decoder.weight", true
+		family, _, _ := strings.Cut(embedding, ".")
+		if masked, ok := maskedHeads[family]; ok {
+			head = masked
+		}
+		return embedding, head, true
 	}
 	// A language model inside another ("language_model.model.embed_tokens")
 	// has its head at its own level.
-	if prefix, found := strings.CutSuffix(embedding, "model."+embeddings[best].embedding); found && prefix != "" {
-		head = prefix + head
+	if prefix, found := strings.CutSuffix(embedding, ".model."+embeddings[best].embedding); found {
+		head = prefix + "." + head
 	}
 	return embedding, head, true
 }

@@ -92,7 +92,29 @@ func NewLayout(path string, specs []tensor.Spec, sidecars []Sidecar, o Options) 
 			s.Size = int64(len(s.Data))
 		}
 	}
-	return l, nil
+	return l, l.checkUnique()
+}
+
+// checkUnique refuses a tensor that is in two files and two files of one name;
+// within a file the format's own layout has looked already.
+func (l *Layout) checkUnique() error {
+	files, tensors := make(map[string]bool), make(map[string]bool)
+	for _, f := range l.Files {
+		files[f.Name] = true
+		for _, t := range f.Tensors() {
+			if tensors[t.Name] {
+				return fmt.Errorf("laying out %s: tensor %q is declared twice", f.Name, t.Name)
+			}
+			tensors[t.Name] = true
+		}
+	}
+	for _, s := range l.Sidecars {
+		if files[s.Name] {
+			return fmt.Errorf("laying out %s: the file is declared twice", s.Name)
+		}
+		files[s.Name] = true
+	}
+	return nil
 }
 
 // withFormat adds the entry that loaders look for.

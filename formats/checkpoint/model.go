@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"unicode"
 
 	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/formats/safetensors"
@@ -57,7 +58,7 @@ type InputError struct {
 	Err  error
 }
 
-func (e *InputError) Error() string { return e.Path + ": " + e.Err.Error() }
+func (e *InputError) Error() string { return saferead.Printable(e.Path) + ": " + e.Err.Error() }
 
 func (e *InputError) Unwrap() error { return e.Err }
 
@@ -104,12 +105,15 @@ func OpenAdapter(ref string, cache hfrepo.Cache) (*Model, error) {
 }
 
 func open(ref string, cache hfrepo.Cache, folder func(*Model) error) (*Model, error) {
-	m := &Model{Path: ref, Name: filepath.Base(filepath.Clean(ref)), byName: make(map[string]located)}
+	m := &Model{Path: ref, Name: baseName(ref), byName: make(map[string]located)}
 	st, err := os.Stat(ref)
 	if errors.Is(err, fs.ErrNotExist) && hfrepo.IsRepoID(ref) && !strings.HasSuffix(ref, ".safetensors") {
 		dir, commit, err := cache.Snapshot(ref)
-		if err != nil {
+		if _, ok := errors.AsType[*hfrepo.NotCachedError](err); ok {
 			return nil, err
+		}
+		if err != nil {
+			return nil, &InputError{ref, err}
 		}
 		m.Path, m.Commit = dir, commit
 		m.Name, _, _ = strings.Cut(ref, "@")
@@ -136,6 +140,18 @@ func open(ref string, cache hfrepo.Cache, folder func(*Model) error) (*Model, er
 		return nil, err
 	}
 	return m, nil
+}
+
+// baseName returns the last element of a path; of "." and "..", that of the
+// folder they stand for.
+func baseName(path string) string {
+	name := filepath.Base(path)
+	if name == "." || name == ".." {
+		if abs, err := filepath.Abs(path); err == nil {
+			return filepath.Base(abs)
+		}
+	}
+	return name
 }
 
 // openFile adds one safetensors file.
@@ -170,9 +186,10 @@ func refuseOtherFormats(path string) error {
 // asInputError keeps a reading error's text and says that the input is at
 // fault.
 func asInputError(path string, err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		err = fmt.Errorf("%s: %w", pe.Op, pe.Err)
+	} else if inner := errors.Unwrap(err); inner != nil && strings.HasPrefix(err.Error(), saferead.Printable(path)+": ") {
+		err = inner // it names the path already
 	}
 	return &InputError{path, err}
 }
@@ -247,16 +264,10 @@ func (m *Model) openShards() error {
 	}
 	index, err := hfrepo.ParseIndex(data)
 	if err != nil {
-		return &InputError{path, err}
+		return jsonError(path, data, err)
 	}
-	var missing []string
-	for _, shard := range index.Shards() {
-		if !exists(filepath.Join(m.Path, shard)) {
-			missing = append(missing, shard)
-		}
-	}
-	if len(missing) > 0 {
-		return inputErrorf(path, "%d of its files are missing: %s", len(missing), strings.Join(missing, ", "))
+	if err := m.checkPresent(path, index.Shards()); err != nil {
+		return err
 	}
 	for _, shard := range index.Shards() {
 		if err := m.openFile(filepath.Join(m.Path, shard)); err != nil {
@@ -272,23 +283,54 @@ func (m *Model) openShards() error {
 			}
 		}
 	}
+	byName := make(map[string]*file)
+	for _, f := range m.files {
+		byName[f.name] = f
+	}
 	for _, name := range index.Tensors() {
 		shard, _ := index.File(name)
-		if !m.holds(shard, name) {
+		if _, ok := byName[shard].st.Lookup(name); !ok {
 			return inputErrorf(path, "tensor %q is not in %s", name, shard)
 		}
 	}
 	return nil
 }
 
-func (m *Model) holds(shard, tensor string) bool {
-	for _, f := range m.files {
-		if f.name == shard {
-			_, ok := f.st.Lookup(tensor)
-			return ok
+// checkPresent names the files of an index that are missing, the first few of
+// many.
+func (m *Model) checkPresent(index string, shards []string) error {
+	const shown = 5
+	var missing []string
+	more := 0
+	for _, shard := range shards {
+		switch {
+		case exists(filepath.Join(m.Path, shard)):
+		case len(missing) < shown:
+			missing = append(missing, fmt.Sprintf("%q", shard))
+		default:
+			more++
 		}
 	}
-	return false
+	switch {
+	case len(missing) == 0:
+		return nil
+	case more > 0:
+		return inputErrorf(index, "%d of its files are missing: %s and %d more", len(missing)+more, strings.Join(missing, ", "), more)
+	}
+	return inputErrorf(index, "%d of its files are missing: %s", len(missing), strings.Join(missing, ", "))
+}
+
+// jsonError is the error for a file that is no JSON; what is often found in its
+// place is named.
+func jsonError(path string, data []byte, err error) error {
+	text := strings.TrimLeft(string(data[:min(len(data), 64)]), " \t\r\n")
+	switch {
+	case strings.HasPrefix(text, "version https://git-lfs"):
+		return inputErrorf(path, "it is a Git LFS pointer in place of the file: %w", err)
+	case strings.HasPrefix(text, "<"):
+		return inputErrorf(path, "it is an HTML or XML page in place of the file: %w", err)
+	}
+	return &InputError{path, err}
 }
 
 // collect makes the list of all tensors in the order of the data.
@@ -316,7 +358,7 @@ func readConfig(path string, parse func([]byte) (*strictjson.Object, error)) (*s
 	}
 	config, err := parse(data)
 	if err != nil {
-		return nil, &InputError{path, err}
+		return nil, jsonError(path, data, err)
 	}
 	return config, nil
 }
@@ -460,6 +502,9 @@ func (m *Model) SideFiles() ([]InputFile, error) {
 		st, err := os.Stat(path)
 		if err != nil {
 			return nil, asInputError(path, err)
+		}
+		if strings.ContainsAny(e.Name(), `/\:`) || strings.ContainsFunc(e.Name(), unicode.IsControl) {
+			return nil, inputErrorf(path, "a file of this name can't be copied to every system: rename or remove it")
 		}
 		if st.Mode().IsRegular() {
 			files = append(files, InputFile{e.Name(), path, st.Size()})

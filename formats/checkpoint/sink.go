@@ -20,8 +20,9 @@ type Sink struct {
 	files  []fsatomic.File
 	places map[string]*place
 
-	mu   sync.Mutex
-	back map[string]*os.File // files opened for reading back, by path
+	mu      sync.Mutex
+	failure error               // the first of WriteAt
+	back    map[string]*os.File // files opened for reading back, by path
 }
 
 // place is where one tensor goes and what of it is there already.
@@ -84,13 +85,27 @@ func joinAbort(err error, out *fsatomic.Output) error {
 // WriteAt writes bytes of a tensor, only inside its planned range and nowhere
 // twice. Files start out as holes, so a run of zeros is not written: a sparse
 // input gives a sparse output.
+//
+// The first failure of any call is remembered, and Commit returns it.
 func (s *Sink) WriteAt(name string, p []byte, off int64) error {
+	err := s.writeAt(name, p, off)
+	if err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.failure == nil {
+			s.failure = err
+		}
+	}
+	return err
+}
+
+func (s *Sink) writeAt(name string, p []byte, off int64) error {
 	pl, ok := s.places[name]
 	if !ok {
 		return fmt.Errorf("writing %q: not in the layout", name)
 	}
-	if off < 0 || off+int64(len(p)) > pl.Size() {
-		return fmt.Errorf("writing %q: bytes [%d, %d) are outside its %d bytes", name, off, off+int64(len(p)), pl.Size())
+	if off < 0 || off > pl.Size()-int64(len(p)) {
+		return fmt.Errorf("writing %q: %d bytes at %d are outside its %d bytes", name, len(p), off, pl.Size())
 	}
 	if !allZero(p) {
 		if _, err := pl.file.WriteAt(p, pl.Offset+off); err != nil {
@@ -166,6 +181,9 @@ func (s *Sink) Commit(metadata map[string]string) error {
 }
 
 func (s *Sink) finish(metadata map[string]string) error {
+	if s.failure != nil {
+		return s.failure
+	}
 	for i := range s.layout.Files {
 		lf := &s.layout.Files[i]
 		for _, spec := range lf.Tensors() {

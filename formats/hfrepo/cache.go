@@ -22,22 +22,37 @@ type Cache struct{ Root string }
 
 // DefaultCache finds the cache the way huggingface_hub does: HF_HUB_CACHE, the
 // older HUGGINGFACE_HUB_CACHE, HF_HOME/hub, and HF_HOME defaults to
-// $XDG_CACHE_HOME/huggingface or ~/.cache/huggingface.
+// $XDG_CACHE_HOME/huggingface or ~/.cache/huggingface. Without any of them, and
+// without a home, there is no cache: the zero value, in which nothing is found.
 func DefaultCache(getenv func(string) string) Cache {
+	user := getenv("HOME")
+	if user == "" {
+		user = getenv("USERPROFILE") // Windows
+	}
 	for _, name := range []string{"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"} {
 		if dir := getenv(name); dir != "" {
-			return Cache{Root: dir}
+			return Cache{Root: expandHome(dir, user)}
 		}
 	}
-	home := getenv("HF_HOME")
-	if home == "" {
-		base := getenv("XDG_CACHE_HOME")
-		if base == "" {
-			base = filepath.Join(getenv("HOME"), ".cache")
-		}
-		home = filepath.Join(base, "huggingface")
+	if dir := getenv("HF_HOME"); dir != "" {
+		return Cache{Root: filepath.Join(expandHome(dir, user), "hub")}
 	}
-	return Cache{Root: filepath.Join(home, "hub")}
+	if dir := getenv("XDG_CACHE_HOME"); dir != "" {
+		return Cache{Root: filepath.Join(expandHome(dir, user), "huggingface", "hub")}
+	}
+	if user == "" {
+		return Cache{}
+	}
+	return Cache{Root: filepath.Join(user, ".cache", "huggingface", "hub")}
+}
+
+// expandHome replaces a leading "~", as huggingface_hub does: the variables are
+// often set where no shell has done it.
+func expandHome(path, home string) string {
+	if rest, ok := strings.CutPrefix(path, "~"); ok && home != "" && (rest == "" || os.IsPathSeparator(rest[0])) {
+		return home + rest
+	}
+	return path
 }
 
 // IsRepoID reports whether ref could be a repository id ("org/name"), possibly
@@ -53,21 +68,32 @@ type NotCachedError struct {
 }
 
 func (e *NotCachedError) Error() string {
-	return fmt.Sprintf("%s (revision %s) is neither a local path nor in the hub cache", e.Repo, e.Revision)
+	return fmt.Sprintf("%q (revision %q) is neither a local path nor in the hub cache", e.Repo, e.Revision)
 }
 
-// Hint tells how to get the repository.
-func (e *NotCachedError) Hint() string { return "hf download " + e.Repo }
+// Hint tells how to get the repository, if it can be one.
+func (e *NotCachedError) Hint() string {
+	switch {
+	case !IsRepoID(e.Repo):
+		return ""
+	case e.Revision == mainRevision:
+		return "hf download " + e.Repo
+	}
+	return fmt.Sprintf("hf download %s --revision %q", e.Repo, e.Revision)
+}
+
+// mainRevision is the revision of a reference that names none.
+const mainRevision = "main"
 
 // Snapshot returns the folder of ref ("org/name" or "org/name@revision", main
 // by default) and the commit it stands for.
 func (c Cache) Snapshot(ref string) (dir, commit string, err error) {
 	name, revision, ok := strings.Cut(ref, "@")
 	if !ok {
-		revision = "main"
+		revision = mainRevision
 	}
 	missing := &NotCachedError{Repo: name, Revision: revision, Root: c.Root}
-	if !IsRepoID(ref) || !filepath.IsLocal(filepath.FromSlash(revision)) {
+	if c.Root == "" || !IsRepoID(ref) || !filepath.IsLocal(filepath.FromSlash(revision)) {
 		return "", "", missing
 	}
 	repo := filepath.Join(c.Root, "models--"+strings.ReplaceAll(name, "/", "--"))
@@ -81,7 +107,7 @@ func (c Cache) Snapshot(ref string) (dir, commit string, err error) {
 			return "", "", fmt.Errorf("reading the hub cache: %w", err)
 		}
 		if commit = strings.TrimSpace(string(data)); !commitHash.MatchString(commit) {
-			return "", "", fmt.Errorf("reading the hub cache: refs/%s of %s does not hold a commit", revision, name)
+			return "", "", fmt.Errorf("reading the hub cache: revision %q of %q does not hold a commit", revision, name)
 		}
 	}
 	dir = filepath.Join(repo, "snapshots", commit)

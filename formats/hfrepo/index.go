@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/loratool/loratool/internal/strictjson"
 )
@@ -73,7 +74,7 @@ func ParseIndex(data []byte) (*Index, error) {
 // lead elsewhere on any system.
 func checkShardName(name string) error {
 	switch {
-	case name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\\:\x00") || !filepath.IsLocal(name):
+	case name == "" || name == "." || strings.ContainsAny(name, `/\:`) || strings.ContainsFunc(name, unicode.IsControl) || !filepath.IsLocal(name):
 		return fmt.Errorf("%q is not a plain file name", name)
 	case strings.HasSuffix(name, ".bin"):
 		return fmt.Errorf("%q is a PyTorch pickle file in a safetensors index", name)
