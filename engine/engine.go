@@ -52,11 +52,16 @@ type Options struct {
 	Progress Progress
 }
 
-// WithDefaults fills in what is not set.
+// maxJobs is where more jobs serve no machine and only take memory from each
+// other.
+const maxJobs = 1024
+
+// WithDefaults fills in what is not set and brings the rest into range.
 func (o Options) WithDefaults() Options {
 	if o.Jobs <= 0 {
 		o.Jobs = runtime.GOMAXPROCS(0)
 	}
+	o.Jobs = min(o.Jobs, maxJobs)
 	if o.Memory <= 0 {
 		o.Memory = DefaultMemory
 	}
@@ -143,7 +148,7 @@ func (r *run) dispatch(ctx context.Context, tasks chan<- task) error {
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("%s: %w", s.Write.Tensor, err)
+			return fmt.Errorf("%q: %w", s.Write.Tensor, err)
 		}
 		left := new(atomic.Int64)
 		left.Store(int64(len(bands)))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 
@@ -12,8 +13,8 @@ import (
 
 // cardHead is the front matter of a model card, in the hub's words.
 type cardHead struct {
-	BaseModel []string `yaml:"base_model"`
-	Relation  string   `yaml:"base_model_relation"`
+	BaseModel []string `yaml:"base_model,omitempty"`
+	Relation  string   `yaml:"base_model_relation,omitempty"`
 	inherited `yaml:",inline"`
 	Tags      []string `yaml:"tags"`
 }
@@ -31,7 +32,7 @@ type inherited struct {
 // card writes the README.md of the output: what it was made of and how. It
 // holds no time and no path, so that the same merge gives the same card.
 func (m *Merge) card(hashes map[string]string) []byte {
-	head := cardHead{Relation: "merge", Tags: []string{"merge", "loratool"}}
+	head := cardHead{Tags: []string{"merge", "loratool"}}
 	if front, ok := frontMatter(m.base.Card()); ok {
 		var base inherited
 		// A card that is not as expected has nothing to hand down.
@@ -42,8 +43,11 @@ func (m *Merge) card(hashes map[string]string) []byte {
 	if head.LibraryName == "" {
 		head.LibraryName = "transformers"
 	}
-	for _, in := range m.Plan.Inputs {
-		head.BaseModel = append(head.BaseModel, in.Name)
+	if !m.opts.NoProvenance {
+		head.Relation = "merge"
+		for _, in := range m.Plan.Inputs {
+			head.BaseModel = append(head.BaseModel, in.Name)
+		}
 	}
 	var b bytes.Buffer
 	b.WriteString("---\n")
@@ -58,8 +62,26 @@ func (m *Merge) card(hashes map[string]string) []byte {
 }
 
 func (m *Merge) cardBody(b *bytes.Buffer, hashes map[string]string) {
-	fmt.Fprintf(b, "# %s\n\nMerged with [loratool](https://github.com/loratool/loratool) %s.\n\n", m.name(), m.opts.Version)
-	b.WriteString("| input | weight | file | SHA-256 |\n| --- | --- | --- | --- |\n")
+	fmt.Fprintf(b, "# %s\n\nMerged with [loratool](https://github.com/loratool/loratool) %s.\n", m.name(), m.opts.Version)
+	if !m.opts.NoProvenance {
+		m.cardInputs(b, hashes)
+	}
+	b.WriteString("\nEvery change was added in float32 and rounded once")
+	if m.opts.DType != tensor.NoDType {
+		fmt.Fprintf(b, " to %s", m.opts.DType)
+	}
+	b.WriteString("; tensors without a change are copies.\n")
+	if m.opts.NoProvenance || len(m.Plan.Decisions) == 0 {
+		return // decisions name the inputs
+	}
+	b.WriteString("\nDecisions:\n\n")
+	for _, d := range m.Plan.Decisions {
+		fmt.Fprintf(b, "- %s\n", escapeCell(d.Message))
+	}
+}
+
+func (m *Merge) cardInputs(b *bytes.Buffer, hashes map[string]string) {
+	b.WriteString("\n| input | weight | file | SHA-256 |\n| --- | --- | --- | --- |\n")
 	for _, in := range m.Plan.Inputs {
 		weight := ""
 		if in.Role == "adapter" {
@@ -69,24 +91,13 @@ func (m *Merge) cardBody(b *bytes.Buffer, hashes map[string]string) {
 			fmt.Fprintf(b, "| %s %s | %s | %s | `%s` |\n", in.Role, escapeCell(in.Name), weight, escapeCell(f.Name), hashOf(hashes, f.Path))
 		}
 	}
-	if m.opts.NoProvenance {
-		b.Truncate(bytes.Index(b.Bytes(), []byte("| input |")))
-	}
-	b.WriteString("\nEvery change was added in float32 and rounded once")
-	if m.opts.DType != tensor.NoDType {
-		fmt.Fprintf(b, " to %s", m.opts.DType)
-	}
-	b.WriteString("; tensors without a change are copies.\n")
-	if len(m.Plan.Decisions) > 0 {
-		b.WriteString("\nDecisions:\n\n")
-		for _, d := range m.Plan.Decisions {
-			fmt.Fprintf(b, "- %s\n", escapeCell(d.Message))
-		}
-	}
 }
 
 // name is a title for the card: the names of base and adapters.
 func (m *Merge) name() string {
+	if m.opts.NoProvenance {
+		return "Merged model"
+	}
 	var names []string
 	for _, in := range m.Plan.Inputs {
 		if in.Role != "init-adapter" {
@@ -96,13 +107,14 @@ func (m *Merge) name() string {
 	return strings.Join(names, " + ")
 }
 
-// escapeCell keeps a name from an input from becoming markup.
+// escapeCell keeps a name from an input from becoming markup, from ending its
+// line and from reordering the text around it.
 func escapeCell(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
-		case r < ' ' || r == 0x7f:
+		case unicode.IsControl(r) || unicode.Is(unicode.Zl, r) || unicode.Is(unicode.Zp, r):
 			return ' '
-		case strings.ContainsRune("|<>`[]", r):
+		case unicode.Is(unicode.Bidi_Control, r) || strings.ContainsRune("|<>`[]*\\", r):
 			return '_'
 		}
 		return r

@@ -100,8 +100,8 @@ func (p *planner) blockSize() [2]int64 {
 // row, or one per block; of a stack of matrices each has its own.
 func scaleGeometry(w, s tensor.Spec, block [2]int64) (Dequantize, bool) {
 	shape := w.Shape
-	if len(shape) == 1 {
-		shape = tensor.Shape{1, shape[0]}
+	if len(shape) < 2 {
+		shape = tensor.Shape{w.Rows(), 1} // as the engine sees it
 	}
 	experts, rows, cols := int64(1), shape[0], shape[len(shape)-1]
 	dims := s.Shape
@@ -132,13 +132,22 @@ func scaleGeometry(w, s tensor.Spec, block [2]int64) (Dequantize, bool) {
 	case len(dims) != 2 || dims[0] == 0 || dims[1] == 0:
 		return op, false
 	}
-	for _, b := range [][2]int64{block, {128, 128}, {ceil(rows, dims[0]), ceil(cols, dims[1])}} {
+	for _, b := range [][2]int64{block, {128, 128}, even(rows, cols, dims)} {
 		if b[0] > 0 && b[1] > 0 && ceil(rows, b[0]) == dims[0] && ceil(cols, b[1]) == dims[1] {
 			op.BlockRows, op.BlockCols = b[0], b[1]
 			return op, true
 		}
 	}
 	return op, false
+}
+
+// even is the block that divides a matrix into as many as there are scales,
+// zero if none does: one that leaves a rest could have several sizes.
+func even(rows, cols int64, dims tensor.Shape) [2]int64 {
+	if rows%dims[0] != 0 || cols%dims[1] != 0 {
+		return [2]int64{}
+	}
+	return [2]int64{rows / dims[0], cols / dims[1]}
 }
 
 func ceil(a, b int64) int64 { return (a + b - 1) / b }

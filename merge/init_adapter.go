@@ -34,14 +34,36 @@ func (r *reader) openInit(init *adapter.Adapter) error {
 	if err := checkFinite(init); err != nil {
 		return err
 	}
-	aligned, err := adapter.Align(init, r.p.view, r.p.modelType)
+	aligned, err := adapter.Align(init, r.p.view, r.p.family())
 	if err != nil {
+		return err
+	}
+	if err := r.checkStarts(aligned); err != nil {
 		return err
 	}
 	r.init = aligned
 	r.initIn = r.p.addInput("init-adapter", init.Source, 1)
 	r.p.decide("start-subtracted", fmt.Sprintf("%s was made by changing the base (%s): the product of %s is taken out of the base first",
 		r.adapter.Source.Name, name, init.Source.Name))
+	return nil
+}
+
+// checkStarts refuses a start that the trained adapter has no module for: making
+// it has changed the base there too.
+func (r *reader) checkStarts(init *adapter.Aligned) error {
+	type id struct {
+		name  string
+		depth int
+	}
+	trained := make(map[id]bool)
+	for _, t := range r.adapter.Targets {
+		trained[id{t.Name, t.Depth}] = true
+	}
+	for _, t := range init.Targets {
+		if !trained[id{t.Name, t.Depth}] {
+			return init.Mismatch(t.Parts[anyPart(t)].Name, "the trained adapter has no such module")
+		}
+	}
 	return nil
 }
 

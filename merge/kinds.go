@@ -1,6 +1,8 @@
 package merge
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/formats/adapter"
@@ -33,13 +35,39 @@ type reader struct {
 	init    *adapter.Aligned
 	initIn  int
 	shared  map[string]plan.Slice // model-level tensors by part
+	used    map[string]bool       // parts of the module being read
 }
 
-// module reads one module.
+// module reads one module, with all its parts.
 func (r *reader) module(t *adapter.Target) error {
-	r.p.resize(t)
+	r.p.resize(t, r.index)
+	parts := slices.Sorted(maps.Keys(t.Parts))
+	for _, name := range parts {
+		if err := r.floats(t.Parts[name]); err != nil {
+			return err
+		}
+	}
+	r.used = make(map[string]bool)
+	if err := r.read(t); err != nil {
+		return err
+	}
+	for _, name := range parts {
+		if !r.used[name] {
+			return r.refuse(t.Parts[name], "it has no use beside the other tensors of its module and the config")
+		}
+	}
+	return nil
+}
+
+func (r *reader) read(t *adapter.Target) error {
 	if _, ok := t.Part("trainable_tokens_delta"); ok {
 		return r.tokens(t)
+	}
+	if len(t.Shape) < 2 && r.config.Type != "LN_TUNING" {
+		return r.refuse(t.Parts[anyPart(t)], "the base's %v is not a layer that can be adapted so", t.Shape)
+	}
+	if e := r.p.entries[t.Places[0].Tensor]; e.stacked && len(t.Shape) == 3 && t.Param == "weight" {
+		return r.refuse(t.Parts[anyPart(t)], "the base stores this convolution as FP8, which is not supported")
 	}
 	return readers[r.config.Type](r, t)
 }
@@ -47,14 +75,19 @@ func (r *reader) module(t *adapter.Target) error {
 // whole is a part as a side input.
 func (r *reader) whole(s tensor.Spec) plan.Slice { return plan.Whole(r.input, s) }
 
-// part returns a part that must be there; of is the one that asks for it.
-func (r *reader) part(t *adapter.Target, name, of string) (tensor.Spec, error) {
-	s, ok := t.Part(name)
+// part returns a part that must be there.
+func (r *reader) part(t *adapter.Target, name string) (tensor.Spec, error) {
+	s, ok := r.optional(t, name)
 	if !ok {
-		have, _ := t.Part(of)
-		return s, r.adapter.Mismatch(have.Name, "its counterpart %s is missing", name)
+		return s, r.refuse(t.Parts[anyPart(t)], "its counterpart %s is missing", name)
 	}
-	return s, r.floats(s)
+	return s, nil
+}
+
+// optional returns a part that may be there, and marks it as used.
+func (r *reader) optional(t *adapter.Target, name string) (tensor.Spec, bool) {
+	r.used[name] = true
+	return t.Part(name)
 }
 
 // floats refuses parts that hold no numbers to compute with.
@@ -89,13 +122,17 @@ func (r *reader) changeBias(t *adapter.Target, additive bool, st plan.Stage) {
 	term.stages = append(term.stages, st)
 }
 
-// scaleOf returns the factor of a module's product. For operations that add,
-// the adapter's weight is part of it; for the others it belongs to the blend.
+// scaleOf returns the factor of a module's product. The adapter's weight comes
+// in when it is clear what the adapter does to the tensor in all.
 func (r *reader) scaleOf(t *adapter.Target) float64 { return r.config.ScaleOf(t.PatternName) }
 
-// checkRank compares the rank of a factor with the config's.
+// checkRank compares the rank of a factor with the config's. A pattern that
+// can't be evaluated does no harm as long as the others say the same.
 func (r *reader) checkRank(t *adapter.Target, s tensor.Spec, have int64) error {
 	if want := r.config.RankOf(t.PatternName); have != want {
+		if broken := r.config.RankPattern.Broken; len(broken) > 0 {
+			return r.refuse(s, "its rank is %d, and whether rank_pattern %q says so can't be evaluated here", have, broken[0])
+		}
 		return r.refuse(s, "its rank is %d, the config says %d for %q", have, want, t.PatternName)
 	}
 	return nil
@@ -145,6 +182,9 @@ func (r *reader) factors(t *adapter.Target, a, b tensor.Spec) (transposed bool, 
 	if len(t.Shape) > 2 {
 		return false, r.convolution(t, a, b)
 	}
+	if len(a.Shape) > 2 {
+		return false, r.refuse(a, "a kernel of %v does not fit the base's %v", a.Shape, t.Shape)
+	}
 	if b.Cols() != a.Rows() {
 		return false, r.refuse(b, "its %d columns do not match the rank %d of its counterpart", b.Cols(), a.Rows())
 	}
@@ -157,7 +197,8 @@ func (r *reader) factors(t *adapter.Target, a, b tensor.Spec) (transposed bool, 
 
 // convolution checks factors of a convolution: the kernel is in A, B is 1 wide.
 func (r *reader) convolution(t *adapter.Target, a, b tensor.Spec) error {
-	if len(a.Shape) != len(t.Shape) || b.Shape[0] != t.Shape[0] || b.Cols() != a.Rows() || !a.Shape[1:].Equal(t.Shape[1:]) {
+	one, _ := b.Shape[2:].NumElements()
+	if len(a.Shape) != len(t.Shape) || b.Shape[0] != t.Shape[0] || b.Shape[1] != a.Rows() || one != 1 || !a.Shape[1:].Equal(t.Shape[1:]) {
 		return r.refuse(a, "a kernel of %v with %v does not fit the base's %v; LoRA on a grouped convolution has no grouped weight that computes the same",
 			a.Shape, b.Shape, t.Shape)
 	}
@@ -166,15 +207,15 @@ func (r *reader) convolution(t *adapter.Target, a, b tensor.Spec) error {
 
 // tokens replaces the rows of an embedding that were trained on their own.
 func (r *reader) tokens(t *adapter.Target) error {
-	rows, _ := t.Part("trainable_tokens_delta")
-	if err := r.floats(rows); err != nil {
+	rows, err := r.part(t, "trainable_tokens_delta")
+	if err != nil {
 		return err
 	}
-	indices, ok := r.tokenIndices(t.Name)
+	indices, ok := r.config.TokensOf(t.Name)
 	if !ok {
 		return r.refuse(rows, "the config names no token indices for it")
 	}
-	if len(t.Shape) != 2 || len(rows.Shape) != 2 || rows.Shape[0] != int64(len(indices)) || rows.Shape[1] != t.Shape[1] {
+	if len(t.Shape) != 2 || !r.coversWhole(t) || len(rows.Shape) != 2 || rows.Shape[0] != int64(len(indices)) || rows.Shape[1] != t.Shape[1] {
 		return r.refuse(rows, "%v rows for %d token indices do not fit the base's %v", rows.Shape, len(indices), t.Shape)
 	}
 	for _, i := range indices {
@@ -189,26 +230,14 @@ func (r *reader) tokens(t *adapter.Target) error {
 	return nil
 }
 
-// tokenIndices returns the indices of a module: from a list for the input
-// embedding, from an object by name.
-func (r *reader) tokenIndices(module string) ([]int64, bool) {
-	for name, list := range r.config.TokenIndices {
-		if name != "" && adapter.MatchName(name, module) {
-			return list, true
-		}
-	}
-	list, ok := r.config.TokenIndices[""]
-	return list, ok
-}
-
 // lnTuning replaces the parameters of a norm.
 func (r *reader) lnTuning(t *adapter.Target) error {
-	if s, ok := t.Part("ln_tuning_layers"); ok {
+	if s, ok := r.optional(t, "ln_tuning_layers"); ok {
 		if err := r.replace(t.Places[0].Tensor, s); err != nil {
 			return err
 		}
 	}
-	if s, ok := t.Part("ln_tuning_layers.bias"); ok {
+	if s, ok := r.optional(t, "ln_tuning_layers.bias"); ok {
 		if t.Bias == nil {
 			return r.refuse(s, "the base has no bias there")
 		}
@@ -231,6 +260,9 @@ func (r *reader) replace(name string, s tensor.Spec) error {
 			return r.refuse(s, "its shape is %v, the base's %v", s.Shape, e.spec.Shape)
 		}
 	}
+	if !e.spec.DType.IsFloat() {
+		return r.refuse(s, "it can't take the place of what the base stores as %s", e.spec.DType)
+	}
 	term := r.p.term(name, r.index, r.weight)
 	if term.replaces != nil {
 		return r.refuse(s, "the adapter replaces %q twice", name)
@@ -239,6 +271,15 @@ func (r *reader) replace(name string, s tensor.Spec) error {
 	term.replaces = &slice
 	term.additive = false
 	return nil
+}
+
+// coversWhole reports whether a target is one tensor of the base and all of it.
+func (r *reader) coversWhole(t *adapter.Target) bool {
+	if len(t.Places) != 1 {
+		return false
+	}
+	e := r.p.entries[t.Places[0].Tensor]
+	return t.Places[0].At == 0 && t.Places[0].From == 0 && t.Shape.Equal(e.shape())
 }
 
 // hasComponent reports whether a dotted name has a component.

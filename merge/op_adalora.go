@@ -23,6 +23,11 @@ type AddAdaLoRA struct {
 
 func (AddAdaLoRA) Kind() string { return "add_diagonal_lora" }
 
+func (op AddAdaLoRA) times(w float64) plan.Op {
+	op.Scale *= w
+	return op
+}
+
 func (op AddAdaLoRA) Bind(s []tensor.Matrix[float32]) (plan.Func[float32], error) {
 	return bindAdaLoRA(op, s), nil
 }
@@ -61,15 +66,15 @@ func scaled[T tensor.Float](m tensor.Matrix[T], rows, cols []T) tensor.Matrix[T]
 // adalora reads an AdaLoRA module. Its scale is alpha / (init_r + 1e-5) with the
 // rank at the start of training, whatever the pruning has left.
 func (r *reader) adalora(t *adapter.Target) error {
-	a, err := r.part(t, "lora_A", anyPart(t))
+	a, err := r.part(t, "lora_A")
 	if err != nil {
 		return err
 	}
-	b, err := r.part(t, "lora_B", "lora_A")
+	b, err := r.part(t, "lora_B")
 	if err != nil {
 		return err
 	}
-	e, err := r.part(t, "lora_E", "lora_A")
+	e, err := r.part(t, "lora_E")
 	if err != nil {
 		return err
 	}
@@ -94,7 +99,7 @@ func (r *reader) adalora(t *adapter.Target) error {
 	if alpha <= 0 {
 		alpha = float64(r.config.Rank)
 	}
-	scale := alpha / (float64(r.config.Rank) + 1e-5) * r.weight
+	scale := alpha / (float64(r.config.Rank) + 1e-5)
 	r.change(t, true, func(region Region) []plan.Stage {
 		return []plan.Stage{{
 			Op:    AddAdaLoRA{Scale: scale, Transposed: transposed, Region: region},

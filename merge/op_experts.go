@@ -26,6 +26,11 @@ type AddExpertsLoRA struct {
 
 func (AddExpertsLoRA) Kind() string { return "add_experts_lora" }
 
+func (op AddExpertsLoRA) times(w float64) plan.Op {
+	op.Scale *= w
+	return op
+}
+
 func (op AddExpertsLoRA) Bind(s []tensor.Matrix[float32]) (plan.Func[float32], error) {
 	return bindExperts(op, s), nil
 }
@@ -80,8 +85,11 @@ func (r *reader) experts(t *adapter.Target, a, b tensor.Spec) error {
 	if r.config.Init != "" || r.config.KaSA {
 		return r.refuse(a, "an adapter of stacked experts that was made by changing the base is not supported")
 	}
+	if r.config.DoRA {
+		return r.refuse(a, "DoRA of stacked experts has no weight that PEFT would make")
+	}
 	experts := t.Shape[0]
-	if len(a.Shape) != 2 || len(b.Shape) != 2 || a.Shape[0]%experts != 0 || b.Shape[1] != a.Shape[0] {
+	if experts == 0 || len(a.Shape) != 2 || len(b.Shape) != 2 || a.Shape[0]%experts != 0 || b.Shape[1] != a.Shape[0] {
 		return r.refuse(a, "factors of %v and %v do not divide over %d experts", b.Shape, a.Shape, experts)
 	}
 	if err := r.checkRank(t, a, a.Shape[0]/experts); err != nil {
@@ -92,7 +100,8 @@ func (r *reader) experts(t *adapter.Target, a, b tensor.Spec) error {
 	transposed := in == t.Shape[1] && out == t.Shape[2]
 	switch {
 	case straight && transposed:
-		transposed = arch.StoresExpertsTransposed(r.p.modelType)
+		// Experts that are modules of their own are linear layers in any model.
+		transposed = len(t.Places) == 1 && arch.StoresExpertsTransposed(r.p.modelType)
 	case !straight && !transposed:
 		return r.refuse(a, "a product of %v and %v does not fit the base's %v", b.Shape, a.Shape, t.Shape)
 	}
@@ -106,7 +115,7 @@ func (r *reader) experts(t *adapter.Target, a, b tensor.Spec) error {
 	r.change(t, true, func(region Region) []plan.Stage {
 		return []plan.Stage{{
 			Op: AddExpertsLoRA{
-				Scale: r.scaleOf(t) * r.weight, Experts: experts, ExpertMajor: expertMajor,
+				Scale: r.scaleOf(t), Experts: experts, ExpertMajor: expertMajor,
 				Transposed: transposed, Region: region,
 			},
 			Sides: []plan.Slice{r.whole(a), r.whole(b)},

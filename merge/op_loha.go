@@ -23,6 +23,11 @@ type AddLoHa struct {
 
 func (AddLoHa) Kind() string { return "add_loha" }
 
+func (op AddLoHa) times(w float64) plan.Op {
+	op.Scale *= w
+	return op
+}
+
 func (op AddLoHa) Bind(s []tensor.Matrix[float32]) (plan.Func[float32], error) {
 	return bindLoHa(op, s), nil
 }
@@ -86,17 +91,17 @@ func (r *reader) loha(t *adapter.Target) error {
 	var parts [4]tensor.Spec
 	var err error
 	for i, name := range []string{"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} {
-		if parts[i], err = r.part(t, name, anyPart(t)); err != nil {
+		if parts[i], err = r.part(t, name); err != nil {
 			return err
 		}
 	}
 	sides := []plan.Slice{r.whole(parts[0]), r.whole(parts[1]), r.whole(parts[2]), r.whole(parts[3])}
-	_, core1 := t.Part("hada_t1")
-	_, core2 := t.Part("hada_t2")
+	_, core1 := r.optional(t, "hada_t1")
+	_, core2 := r.optional(t, "hada_t2")
 	core := core1 || core2
 	if core {
 		for _, name := range []string{"hada_t1", "hada_t2"} {
-			s, err := r.part(t, name, "hada_w1_a")
+			s, err := r.part(t, name)
 			if err != nil {
 				return err
 			}
@@ -119,7 +124,7 @@ func (r *reader) loha(t *adapter.Target) error {
 	}
 	r.change(t, true, func(region Region) []plan.Stage {
 		return []plan.Stage{{
-			Op:    AddLoHa{Scale: r.scaleOf(t) * r.weight, Core: core, Region: region},
+			Op:    AddLoHa{Scale: r.scaleOf(t), Core: core, Region: region},
 			Sides: sides,
 		}}
 	})
@@ -131,5 +136,18 @@ func (r *reader) loha(t *adapter.Target) error {
 func fitsCore(core, a, b tensor.Spec, shape tensor.Shape) bool {
 	rank := a.Rows()
 	return len(core.Shape) == 4 && len(shape) > 2 && core.Shape[0] == rank && core.Shape[1] == rank && b.Rows() == rank &&
-		a.Cols() == shape[0] && b.Cols() == shape[1] && core.Shape[2]*core.Shape[3]*shape[1] == colsOf(shape)
+		a.Cols() == shape[0] && b.Cols() == shape[1] && sameKernel(core.Shape, shape)
+}
+
+// sameKernel reports whether two shapes have the same dimensions behind the
+// first two. The kernel of a 1-D convolution may have a 1 behind it.
+func sameKernel(a, b tensor.Shape) bool {
+	if len(a) < 2 || len(b) < 2 {
+		return false
+	}
+	a, b = a[2:], b[2:]
+	if len(a) == 2 && len(b) == 1 {
+		return a[0] == b[0] && a[1] == 1
+	}
+	return a.Equal(b)
 }

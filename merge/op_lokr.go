@@ -25,6 +25,11 @@ type AddLoKr struct {
 
 func (AddLoKr) Kind() string { return "add_lokr" }
 
+func (op AddLoKr) times(w float64) plan.Op {
+	op.Scale *= w
+	return op
+}
+
 func (op AddLoKr) Bind(s []tensor.Matrix[float32]) (plan.Func[float32], error) {
 	return bindLoKr(op, s), nil
 }
@@ -88,40 +93,37 @@ func dense[T tensor.Float](d lowRank[T], rows int) tensor.Matrix[T] {
 
 // lokr reads a LoKr module. Which parts there are decides its form.
 func (r *reader) lokr(t *adapter.Target) error {
-	op := AddLoKr{Scale: r.scaleOf(t) * r.weight}
+	op := AddLoKr{Scale: r.scaleOf(t)}
 	var sides []plan.Slice
 	var w1 [2]int64
-	var rank tensor.Spec
-	if s, ok := t.Part("lokr_w1"); ok {
-		if err := r.floats(s); err != nil {
-			return err
-		}
+	if s, ok := r.optional(t, "lokr_w1"); ok {
 		w1 = [2]int64{s.Rows(), s.Cols()}
 		sides = append(sides, r.whole(s))
 	} else {
-		a, err := r.part(t, "lokr_w1_a", anyPart(t))
+		a, err := r.part(t, "lokr_w1_a")
 		if err != nil {
 			return err
 		}
-		b, err := r.part(t, "lokr_w1_b", "lokr_w1_a")
+		b, err := r.part(t, "lokr_w1_b")
 		if err != nil {
 			return err
 		}
 		if a.Cols() != b.Rows() {
 			return r.refuse(a, "factors of %v and %v make no product", a.Shape, b.Shape)
 		}
-		op.SplitW1, rank, w1 = true, b, [2]int64{a.Rows(), b.Cols()}
+		if err := r.checkRank(t, b, b.Rows()); err != nil {
+			return err
+		}
+		op.SplitW1, w1 = true, [2]int64{a.Rows(), b.Cols()}
 		sides = append(sides, r.whole(a), r.whole(b))
 	}
-	w2, more, err := r.secondFactor(t, &op, &rank)
+	w2, more, err := r.secondFactor(t, &op)
 	if err != nil {
 		return err
 	}
 	sides = append(sides, more...)
-	if rank.Name != "" {
-		if err := r.checkRank(t, rank, rank.Rows()); err != nil {
-			return err
-		}
+	if broken := r.config.RankPattern.Broken; len(broken) > 0 && !op.SplitW1 && !op.SplitW2 && !op.Core {
+		return r.refuse(sides[0].Spec, "its rank does not show in its shape, and rank_pattern %q can't be evaluated here", broken[0])
 	}
 	if w1[0]*w2[0] != t.Shape[0] || w1[1]*w2[1] != colsOf(t.Shape) {
 		return r.refuse(sides[0].Spec, "a Kronecker product of %v and %v does not fit the base's %v", w1, w2, t.Shape)
@@ -135,21 +137,26 @@ func (r *reader) lokr(t *adapter.Target) error {
 
 // secondFactor reads w2 in whichever form it is stored and returns its rows
 // and columns.
-func (r *reader) secondFactor(t *adapter.Target, op *AddLoKr, rank *tensor.Spec) (w2 [2]int64, sides []plan.Slice, err error) {
-	if s, ok := t.Part("lokr_w2"); ok {
-		return [2]int64{s.Rows(), s.Cols()}, []plan.Slice{r.whole(s)}, r.floats(s)
+func (r *reader) secondFactor(t *adapter.Target, op *AddLoKr) (w2 [2]int64, sides []plan.Slice, err error) {
+	if s, ok := r.optional(t, "lokr_w2"); ok {
+		if len(s.Shape) > 2 && !sameKernel(s.Shape, t.Shape) {
+			return w2, nil, r.refuse(s, "a kernel of %v does not fit the base's %v", s.Shape, t.Shape)
+		}
+		return [2]int64{s.Rows(), s.Cols()}, []plan.Slice{r.whole(s)}, nil
 	}
-	a, err := r.part(t, "lokr_w2_a", anyPart(t))
+	a, err := r.part(t, "lokr_w2_a")
 	if err != nil {
 		return w2, nil, err
 	}
-	b, err := r.part(t, "lokr_w2_b", "lokr_w2_a")
+	b, err := r.part(t, "lokr_w2_b")
 	if err != nil {
 		return w2, nil, err
 	}
 	sides = []plan.Slice{r.whole(a), r.whole(b)}
-	*rank = b
-	core, ok := t.Part("lokr_t2")
+	if err := r.checkRank(t, b, b.Rows()); err != nil {
+		return w2, nil, err
+	}
+	core, ok := r.optional(t, "lokr_t2")
 	if !ok {
 		op.SplitW2 = true
 		if a.Cols() != b.Rows() {
@@ -158,8 +165,8 @@ func (r *reader) secondFactor(t *adapter.Target, op *AddLoKr, rank *tensor.Spec)
 		return [2]int64{a.Rows(), b.Cols()}, sides, nil
 	}
 	op.Core = true
-	if len(core.Shape) != 4 || core.Shape[0] != a.Rows() || core.Shape[1] != b.Rows() || a.Rows() != b.Rows() {
+	if len(core.Shape) != 4 || core.Shape[0] != a.Rows() || core.Shape[1] != b.Rows() || a.Rows() != b.Rows() || !sameKernel(core.Shape, t.Shape) {
 		return w2, nil, r.refuse(core, "a core of %v does not fit factors of %v and %v", core.Shape, a.Shape, b.Shape)
 	}
-	return [2]int64{a.Cols(), b.Cols() * core.Shape[2] * core.Shape[3]}, append(sides, r.whole(core)), r.floats(core)
+	return [2]int64{a.Cols(), b.Cols() * core.Shape[2] * core.Shape[3]}, append(sides, r.whole(core)), nil
 }

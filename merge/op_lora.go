@@ -23,6 +23,11 @@ type AddLoRA struct {
 
 func (AddLoRA) Kind() string { return "add_lora" }
 
+func (op AddLoRA) times(w float64) plan.Op {
+	op.Scale *= w
+	return op
+}
+
 func (op AddLoRA) Bind(s []tensor.Matrix[float32]) (plan.Func[float32], error) {
 	return bindLoRA(op, s), nil
 }
@@ -42,7 +47,7 @@ func (r *reader) lora(t *adapter.Target) error {
 	if err != nil {
 		return err
 	}
-	magnitude, hasMagnitude := t.Part("lora_magnitude_vector")
+	magnitude, hasMagnitude := r.optional(t, "lora_magnitude_vector")
 	if hasMagnitude != r.config.DoRA {
 		return r.refuse(a, "use_dora is %v in the config, but the magnitude vector says otherwise", r.config.DoRA)
 	}
@@ -57,11 +62,14 @@ func (r *reader) lora(t *adapter.Target) error {
 	}
 	transposed := embedding
 	if embedding {
-		if b.Cols() != a.Rows() || len(t.Shape) != 2 || a.Cols() != t.Shape[0] || b.Rows() != t.Shape[1] {
+		if len(a.Shape) != 2 || len(b.Shape) != 2 || len(t.Shape) != 2 || b.Cols() != a.Rows() || a.Cols() != t.Shape[0] || b.Rows() != t.Shape[1] {
 			return r.refuse(a, "an embedding change of %v and %v does not fit the base's %v", a.Shape, b.Shape, t.Shape)
 		}
 	} else if transposed, err = r.factors(t, a, b); err != nil {
 		return err
+	}
+	if hasMagnitude && transposed && !r.coversWhole(t) {
+		return r.refuse(magnitude, "its norm runs over more than the part of the tensor that is adapted")
 	}
 	if hasMagnitude && magnitude.NumElements() != b.Rows() {
 		return r.refuse(magnitude, "%d magnitudes for %d outputs", magnitude.NumElements(), b.Rows())
@@ -70,12 +78,8 @@ func (r *reader) lora(t *adapter.Target) error {
 	if err != nil {
 		return err
 	}
-	additive, fold := !hasMagnitude && !prod.dependent, 1.0
-	if additive {
-		fold = r.weight
-	}
-	r.change(t, additive, func(region Region) []plan.Stage {
-		stages := prod.stages(region, fold)
+	r.change(t, !hasMagnitude && !prod.dependent, func(region Region) []plan.Stage {
+		stages := prod.stages(region)
 		if hasMagnitude {
 			stages = append(stages, plan.Stage{
 				Op:    DoRA{ByColumn: transposed, Region: region},
@@ -98,36 +102,21 @@ func (r *reader) pairOf(t *adapter.Target) (a, b tensor.Spec, embedding bool, er
 	if embedding = hasA || hasB; embedding {
 		first, second = "lora_embedding_A", "lora_embedding_B"
 	}
-	for _, name := range []string{first, second, "lora_magnitude_vector", "lora_B.bias", "lora_diag"} {
-		if s, ok := t.Part(name); ok {
-			if a, err = r.part(t, first, partName(t, s)); err == nil {
-				b, err = r.part(t, second, partName(t, s))
-			}
-			break
-		}
+	if a, err = r.part(t, first); err == nil {
+		b, err = r.part(t, second)
 	}
 	if err == nil && r.config.KaSA {
 		var diag tensor.Spec
-		if diag, err = r.part(t, "lora_diag", first); err == nil && diag.NumElements() != a.Rows() {
+		if diag, err = r.part(t, "lora_diag"); err == nil && diag.NumElements() != a.Rows() {
 			err = r.refuse(diag, "%d diagonal entries for rank %d", diag.NumElements(), a.Rows())
 		}
 	}
 	return a, b, embedding, err
 }
 
-// partName finds the name of a part.
-func partName(t *adapter.Target, s tensor.Spec) string {
-	for name, part := range t.Parts {
-		if part.Name == s.Name {
-			return name
-		}
-	}
-	return ""
-}
-
 // loraBias adds scale · lora_B.bias to the bias of the base.
 func (r *reader) loraBias(t *adapter.Target, b tensor.Spec) error {
-	bias, ok := t.Part("lora_B.bias")
+	bias, ok := r.optional(t, "lora_B.bias")
 	switch {
 	case ok != r.config.LoRABias:
 		return r.refuse(b, "lora_bias is %v in the config, but the tensors say otherwise", r.config.LoRABias)
@@ -139,7 +128,7 @@ func (r *reader) loraBias(t *adapter.Target, b tensor.Spec) error {
 		return r.refuse(bias, "%d entries for a bias of %d", bias.NumElements(), t.Bias.Rows)
 	}
 	r.changeBias(t, true, plan.Stage{
-		Op:    AddVector{Scale: r.scaleOf(t) * r.weight, Region: Region{Rows: t.Bias.Rows}},
+		Op:    AddVector{Scale: r.scaleOf(t), Region: Region{Rows: t.Bias.Rows}},
 		Sides: []plan.Slice{r.whole(bias)},
 	})
 	return nil

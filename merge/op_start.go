@@ -3,6 +3,7 @@ package merge
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"gonum.org/v1/gonum/blas/blas64"
 	"gonum.org/v1/gonum/lapack/lapack64"
@@ -33,6 +34,12 @@ type AddLoRADifference struct {
 }
 
 func (AddLoRADifference) Kind() string { return "add_lora_difference" }
+
+func (op AddLoRADifference) times(w float64) plan.Op {
+	op.Scale *= w
+	op.StartScale *= w
+	return op
+}
 
 func (op AddLoRADifference) Bind(s []tensor.Matrix[float32]) (plan.Func[float32], error) {
 	return bindDifference(op, s), nil
@@ -275,10 +282,9 @@ func (f *tail[T]) Apply(b plan.Band[T]) error {
 	return nil
 }
 
-// product is what the factors of a module do to a region of its weight. Changes
-// that only add carry the adapter's weight as fold.
+// product is what the factors of a module do to a region of its weight.
 type product struct {
-	stages    func(region Region, fold float64) []plan.Stage
+	stages    func(region Region) []plan.Stage
 	dependent bool // on the weight itself
 }
 
@@ -301,10 +307,10 @@ func (r *reader) product(t *adapter.Target, a, b tensor.Spec, transposed bool) (
 			return product{}, err
 		}
 		op := AddOLoRA{Scale: scale, Rank: a.Rows(), Rows: t.Shape[0], Cols: t.Shape[1]}
-		return product{func(Region, float64) []plan.Stage { return []plan.Stage{{Op: op, Sides: sides}} }, true}, nil
+		return product{func(Region) []plan.Stage { return []plan.Stage{{Op: op, Sides: sides}} }, true}, nil
 	}
-	return product{stages: func(region Region, fold float64) []plan.Stage {
-		return []plan.Stage{{Op: AddLoRA{Scale: scale * fold, Transposed: transposed, Region: region}, Sides: sides}}
+	return product{stages: func(region Region) []plan.Stage {
+		return []plan.Stage{{Op: AddLoRA{Scale: scale, Transposed: transposed, Region: region}, Sides: sides}}
 	}}, nil
 }
 
@@ -314,9 +320,9 @@ func (r *reader) kasa(t *adapter.Target, sides []plan.Slice, scale float64, tran
 	if err := r.recomputable(t, a, transposed); err != nil {
 		return product{}, err
 	}
-	diagonal, _ := t.Part("lora_diag")
+	diagonal, _ := r.optional(t, "lora_diag")
 	tail := SubtractTail{Rank: a.Rows(), Rows: t.Shape[0], Cols: t.Shape[1]}
-	return product{func(region Region, _ float64) []plan.Stage {
+	return product{func(region Region) []plan.Stage {
 		return []plan.Stage{
 			{Op: tail},
 			{Op: AddAdaLoRA{Scale: scale, OntoB: true, Region: region}, Sides: append(sides, r.whole(diagonal))},
@@ -326,7 +332,7 @@ func (r *reader) kasa(t *adapter.Target, sides []plan.Slice, scale float64, tran
 
 // recomputable refuses the layers whose start can't be found from the base.
 func (r *reader) recomputable(t *adapter.Target, a tensor.Spec, transposed bool) error {
-	if transposed || len(t.Shape) != 2 || len(t.Places) != 1 || t.Places[0].At != 0 || a.Rows() >= min(t.Shape[0], t.Shape[1]) {
+	if transposed || len(t.Shape) != 2 || !r.coversWhole(t) || a.Rows() >= min(t.Shape[0], t.Shape[1]) {
 		return r.refuse(a, "the adapter's start can only be recomputed for a plain linear layer wider than the rank; give --init-adapter")
 	}
 	return nil
@@ -341,13 +347,14 @@ func (r *reader) fromStart(t *adapter.Target, sides []plan.Slice, scale float64,
 		}
 		a0, okA := other.Part("lora_A")
 		b0, okB := other.Part("lora_B")
-		if !okA || !okB || a0.Cols() != a.Cols() || b0.Rows() != b.Rows() || b0.Cols() != a0.Rows() {
+		if !okA || !okB || len(a0.Shape) != len(a.Shape) || !slices.Equal(a0.Shape[1:], a.Shape[1:]) || b0.Rows() != b.Rows() || b0.Cols() != a0.Rows() ||
+			a0.Rows() != r.init.Config.RankOf(other.PatternName) || !a0.DType.IsFloat() || !b0.DType.IsFloat() {
 			return product{}, r.refuse(a, "the initial adapter's factors for this module do not fit")
 		}
 		startScale := r.init.Config.ScaleOf(other.PatternName)
 		sides = append(sides, plan.Whole(r.initIn, a0), plan.Whole(r.initIn, b0))
-		return product{stages: func(region Region, fold float64) []plan.Stage {
-			op := AddLoRADifference{Scale: scale * fold, StartScale: startScale * fold, Ranks: a.Rows() + a0.Rows(), Transposed: transposed, Region: region}
+		return product{stages: func(region Region) []plan.Stage {
+			op := AddLoRADifference{Scale: scale, StartScale: startScale, Ranks: a.Rows() + a0.Rows(), Transposed: transposed, Region: region}
 			return []plan.Stage{{Op: op, Sides: sides}}
 		}}, nil
 	}

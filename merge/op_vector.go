@@ -16,6 +16,11 @@ type AddVector struct {
 
 func (AddVector) Kind() string { return "add_vector" }
 
+func (op AddVector) times(w float64) plan.Op {
+	op.Scale *= w
+	return op
+}
+
 func (op AddVector) Bind(s []tensor.Matrix[float32]) (plan.Func[float32], error) {
 	return addVector[float32]{op.Region, float32(op.Scale), s[0].Data}, nil
 }
@@ -158,13 +163,17 @@ func (f replace[T]) Apply(b plan.Band[T]) error {
 // ia3 reads an IA3 module: a factor per output, or per input for the modules
 // that feedforward_modules names.
 func (r *reader) ia3(t *adapter.Target) error {
-	l, err := r.part(t, "ia3_l", "ia3_l")
+	l, err := r.part(t, "ia3_l")
 	if err != nil {
 		return err
 	}
 	n := l.NumElements()
-	feedForward := r.config.FeedForward.Match(t.Name)
-	if len(l.Shape) < 2 || len(t.Shape) < 2 {
+	longest := int64(0)
+	for _, d := range l.Shape {
+		longest = max(longest, d)
+	}
+	feedForward := r.config.FeedForward.MatchEnding(t.Name)
+	if len(l.Shape) < 2 || longest != n {
 		return r.refuse(l, "a factor of %v does not fit the base's %v", l.Shape, t.Shape)
 	}
 	if len(t.Shape) == 2 && (feedForward != (l.Shape[0] == 1 && n > 1)) && n > 1 {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/loratool/loratool/formats/adapter"
+	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/torchrand"
 	"github.com/loratool/loratool/plan"
@@ -26,6 +27,11 @@ type AddVeRA struct {
 }
 
 func (AddVeRA) Kind() string { return "add_vera" }
+
+func (op AddVeRA) times(w float64) plan.Op {
+	op.Weight *= w
+	return op
+}
 
 func (op AddVeRA) Bind(s []tensor.Matrix[float32]) (plan.Func[float32], error) {
 	return bindVeRA(op, s), nil
@@ -59,25 +65,17 @@ func leading[T tensor.Float](m tensor.Matrix[T], rows, cols int) tensor.Matrix[T
 
 // vera reads a VeRA module.
 func (r *reader) vera(t *adapter.Target) error {
-	d, err := r.part(t, "vera_lambda_d", anyPart(t))
+	d, err := r.part(t, "vera_lambda_d")
 	if err != nil {
 		return err
 	}
-	b, err := r.part(t, "vera_lambda_b", "vera_lambda_d")
+	b, err := r.part(t, "vera_lambda_b")
 	if err != nil {
 		return err
 	}
-	if err := r.checkRank(t, d, d.NumElements()); err != nil {
+	out, in, transposed, err := r.veraShape(t, d, b)
+	if err != nil {
 		return err
-	}
-	if len(t.Shape) != 2 {
-		return r.refuse(d, "VeRA needs a linear layer, the base has %v", t.Shape)
-	}
-	out := b.NumElements()
-	in := t.Shape[0] + t.Shape[1] - out
-	transposed, ok := r.orientation(t, out, in)
-	if !ok {
-		return r.refuse(b, "%d outputs do not fit the base's %v", out, t.Shape)
 	}
 	projA, projB := r.shared["vera_A"], r.shared["vera_B"]
 	rank := r.config.Rank
@@ -87,18 +85,39 @@ func (r *reader) vera(t *adapter.Target) error {
 	}
 	r.change(t, true, func(region Region) []plan.Stage {
 		return []plan.Stage{{
-			Op:    AddVeRA{Weight: r.weight, In: in, Out: out, Transposed: transposed, Region: region},
+			Op:    AddVeRA{Weight: 1, In: in, Out: out, Transposed: transposed, Region: region},
 			Sides: []plan.Slice{projA, projB, r.whole(d), r.whole(b)},
 		}}
 	})
 	return nil
 }
 
+// veraShape checks the vectors of a module against its weight and the config.
+func (r *reader) veraShape(t *adapter.Target, d, b tensor.Spec) (out, in int64, transposed bool, err error) {
+	if err := r.checkRank(t, d, d.NumElements()); err != nil {
+		return 0, 0, false, err
+	}
+	if len(t.Shape) != 2 {
+		return 0, 0, false, r.refuse(d, "VeRA needs a linear layer, the base has %v", t.Shape)
+	}
+	out = b.NumElements()
+	in = t.Shape[0] + t.Shape[1] - out
+	transposed, ok := r.orientation(t, out, in)
+	if !ok {
+		return 0, 0, false, r.refuse(b, "%d outputs do not fit the base's %v", out, t.Shape)
+	}
+	return out, in, transposed, nil
+}
+
+// maxProjection bounds the elements of a projection that is drawn again, which
+// is held in memory: rank 1024 for layers of 262144.
+const maxProjection = 1 << 28
+
 // projections finds the shared matrices: in the file, or drawn again from the
 // seed when they were not saved. Their size is that of the widest adapted
 // layer.
 func (r *reader) projections() error {
-	if r.config.Type != "VERA" {
+	if r.config.Type != "VERA" || len(r.adapter.Targets) == 0 {
 		return nil
 	}
 	r.shared = make(map[string]plan.Slice)
@@ -115,22 +134,31 @@ func (r *reader) projections() error {
 	case len(r.shared) == 2:
 		return nil
 	case len(r.shared) == 1:
-		first := r.adapter.Targets[0]
-		s, _ := first.Part(anyPart(first))
-		return r.refuse(s, "only one of the projections vera_A and vera_B is in the file")
+		have, ok := r.shared["vera_A"]
+		if !ok {
+			have = r.shared["vera_B"]
+		}
+		return r.refuse(have.Spec, "only one of the projections vera_A and vera_B is in the file")
 	case r.config.SaveProjection:
 		first := r.adapter.Targets[0]
-		s, _ := first.Part(anyPart(first))
-		return r.refuse(s, "save_projection is true, but vera_A and vera_B are not in the file")
+		return r.refuse(first.Parts[anyPart(first)], "save_projection is true, but vera_A and vera_B are not in the file")
 	}
 	var in, out int64
 	for _, t := range r.adapter.Targets {
-		b, ok := t.Part("vera_lambda_b")
-		if !ok || len(t.Shape) != 2 {
-			continue
+		d, okD := t.Part("vera_lambda_d")
+		b, okB := t.Part("vera_lambda_b")
+		if !okD || !okB {
+			continue // refused when it is read, as is every other fault of it
 		}
-		out = max(out, b.NumElements())
-		in = max(in, t.Shape[0]+t.Shape[1]-b.NumElements())
+		o, i, _, err := r.veraShape(t, d, b)
+		if err != nil {
+			return err
+		}
+		out, in = max(out, o), max(in, i)
+	}
+	if rows := max(in, out); rows > maxProjection/r.config.Rank {
+		return &checkpoint.InputError{Path: r.adapter.Source.Path, Err: fmt.Errorf(
+			"projections of rank %d for layers of up to %d are too large to be drawn again", r.config.Rank, rows)}
 	}
 	g := torchrand.New(uint64(r.config.ProjectionKey))
 	// A before B, from one generator.

@@ -92,11 +92,27 @@ type term struct {
 	adapter  int
 	weight   float64
 	stages   []plan.Stage
-	additive bool        // the stages add without regard to what is there; weight is folded in
+	additive bool        // the stages add without regard to what is there, all of them weighted
 	replaces *plan.Slice // the adapter's own copy takes the place of the base's
 	// throughTie says that the change was made to both ends of tied
 	// embeddings.
 	throughTie bool
+}
+
+// weighted is an operation that only adds: times returns it with what it adds
+// multiplied.
+type weighted interface{ times(w float64) plan.Op }
+
+// times returns the stages of an additive term with the adapter's weight.
+func (t *term) times() []plan.Stage {
+	if t.weight == 1 {
+		return t.stages
+	}
+	stages := slices.Clone(t.stages)
+	for i := range stages {
+		stages[i].Op = stages[i].Op.(weighted).times(t.weight)
+	}
+	return stages
 }
 
 // Plan decides a merge of the sources, in their order, into the base.
@@ -205,11 +221,14 @@ func (p *planner) findTie() {
 		}
 	}
 	embedding, head, ok := arch.Embeddings(names, architecture)
-	if !ok {
+	if !ok || !p.isMatrix(embedding) {
+		return
+	}
+	_, stored := p.entries[head]
+	if stored && !p.isMatrix(head) {
 		return
 	}
 	p.embedding, p.head = embedding, head
-	_, stored := p.entries[head]
 	tied, stated := p.config.Tied()
 	switch {
 	case stated:
@@ -224,6 +243,8 @@ func (p *planner) findTie() {
 		p.add(&e)
 	}
 }
+
+func (p *planner) isMatrix(name string) bool { return len(p.entries[name].spec.Shape) == 2 }
 
 // isTable reports whether a tensor has a row for every token, so that it may
 // change its size with the vocabulary.
@@ -254,12 +275,12 @@ func (p *planner) term(name string, adapterIndex int, weight float64) *term {
 
 // resize gives a target the shape of the table that the same adapter brought
 // along.
-func (p *planner) resize(t *adapter.Target) {
+func (p *planner) resize(t *adapter.Target, adapterIndex int) {
 	if len(t.Places) != 1 {
 		return
 	}
 	for _, term := range p.entries[t.Places[0].Tensor].terms {
-		if term.replaces != nil {
+		if term.adapter == adapterIndex && term.replaces != nil {
 			t.Shape = term.replaces.Spec.Shape
 			t.Places[0].Rows = term.replaces.Rows()
 		}
@@ -271,7 +292,7 @@ func (p *planner) addAdapter(index int, s Source) error {
 	if err := checkFinite(s.Adapter); err != nil {
 		return err
 	}
-	aligned, err := adapter.Align(s.Adapter, p.view, p.modelType)
+	aligned, err := adapter.Align(s.Adapter, p.view, p.family())
 	if err != nil {
 		return err
 	}
@@ -288,7 +309,9 @@ func (p *planner) addAdapter(index int, s Source) error {
 		return err
 	}
 	for _, t := range aligned.Targets {
-		if r.tiedHead(t) {
+		if again, err := r.tiedHead(t); err != nil {
+			return err
+		} else if again {
 			continue
 		}
 		if err := r.module(t); err != nil {
@@ -296,6 +319,12 @@ func (p *planner) addAdapter(index int, s Source) error {
 		}
 	}
 	return nil
+}
+
+// family is what the base's config says of it, after replication.
+func (p *planner) family() adapter.Family {
+	layers, _ := p.config.Layers()
+	return adapter.Family{ModelType: p.modelType, Layers: layers}
 }
 
 // explain records what a user may want to know about how an adapter was read.
@@ -310,15 +339,48 @@ func (p *planner) explain(a *adapter.Aligned) {
 	if len(a.Config.Unknown) > 0 {
 		p.decide("unknown-config-keys", fmt.Sprintf("adapter_config.json of %s has keys that are not understood: %v", name, a.Config.Unknown))
 	}
+	if broken := a.Config.RankPattern.Broken; len(broken) > 0 {
+		p.decide("rank-pattern-not-checked", fmt.Sprintf("rank_pattern of %s has expressions that can't be evaluated here; the ranks in the file must equal those of the others: %q", name, broken))
+	}
 	if !a.Config.Targets.Known() && !a.Config.Targets.AllLinear {
 		p.decide("target-pattern-not-checked", fmt.Sprintf("target_modules of %s is an expression that can't be evaluated here; the tensors in the file decide", name))
 	}
 }
 
 // tiedHead reports whether a target is the second copy that ensure_weight_tying
-// leaves in the file: the embedding's own factors, transposed.
-func (r *reader) tiedHead(t *adapter.Target) bool {
-	return r.config.EnsureTied && r.p.tied && len(t.Places) == 1 && t.Places[0].Tensor == r.p.head
+// leaves in the file: the embedding's own factors, transposed. If it is
+// something else the two can't have been tied in training.
+func (r *reader) tiedHead(t *adapter.Target) (bool, error) {
+	if _, isLoRA := t.Part("lora_A"); !isLoRA || !r.config.EnsureTied || !r.p.tied || len(t.Places) != 1 || t.Places[0].Tensor != r.p.head {
+		return false, nil
+	}
+	first := t.Parts[anyPart(t)]
+	for _, other := range r.adapter.Targets {
+		if len(other.Places) != 1 || other.Places[0].Tensor != r.p.embedding {
+			continue
+		}
+		pairs := [][2]string{{"lora_A", "lora_embedding_B"}, {"lora_B", "lora_embedding_A"}}
+		if len(t.Parts) > len(pairs) {
+			return false, r.refuse(first, "ensure_weight_tying is set, but its module has more than the factors of the embedding")
+		}
+		for _, pair := range pairs {
+			mine, ok := t.Part(pair[0])
+			theirs, okTheirs := other.Part(pair[1])
+			if !ok || !okTheirs {
+				return false, r.refuse(first, "ensure_weight_tying is set, but the embedding has no factors like these")
+			}
+			same, err := r.p.transposes(r.whole(mine), r.whole(theirs))
+			if err != nil {
+				return false, err
+			}
+			if !same {
+				return false, r.refuse(mine, "ensure_weight_tying is set, but it is not the transpose of %q", theirs.Name)
+			}
+		}
+		r.p.decide("tied-head-once", "the factors of the head are those of the tied embedding once more: their change is made once", r.p.head)
+		return true, nil
+	}
+	return false, r.refuse(first, "ensure_weight_tying is set, but the embedding that the head is tied to has no factors")
 }
 
 // saved reads the whole tensors of the adapter. Embeddings that equal the
@@ -385,7 +447,7 @@ func (p *planner) resolveTies() error {
 // ends, they were tied in training.
 func (p *planner) joinChanges(embedding, head *entry) error {
 	for _, e := range embedding.terms {
-		for _, h := range head.terms {
+		for _, h := range slices.Clone(head.terms) {
 			same, err := p.sameChange(e, h)
 			if err != nil {
 				return err
@@ -410,7 +472,7 @@ func (p *planner) sameChange(e, h *term) (bool, error) {
 		return false, nil
 	}
 	var pairs [][2]plan.Slice
-	if e.replaces != nil && !p.sources[e.adapter].Adapter.Config.EnsureTied {
+	if e.replaces != nil {
 		pairs = append(pairs, [2]plan.Slice{*e.replaces, *h.replaces})
 	}
 	if repeated {
@@ -444,22 +506,37 @@ func (p *planner) checkVocabulary() error {
 	}
 	rows := func(name string) int64 {
 		e, ok := p.entries[name]
-		if !ok {
+		if !ok || len(e.shape()) == 0 {
 			return -1
 		}
 		return e.shape()[0]
 	}
-	embedding, head := rows(p.embedding), rows(p.head)
+	embedding := rows(p.embedding)
 	base := p.entries[p.embedding].spec.Shape[0]
-	if head >= 0 && embedding != head && p.entries[p.head].spec.Shape[0] == base {
-		return &checkpoint.InputError{Path: p.sources[0].Adapter.Source.Path, Err: fmt.Errorf(
-			"the vocabulary was resized for only one end: %q has %d rows, %q has %d", p.embedding, embedding, p.head, head)}
+	for _, name := range []string{p.head, headBias(p.head)} {
+		if other := rows(name); other >= 0 && embedding != other && p.entries[name].spec.Shape[0] == base {
+			return &checkpoint.InputError{Path: p.resizer(p.embedding, name), Err: fmt.Errorf(
+				"the vocabulary was resized for only one end: %q has %d rows, %q has %d", p.embedding, embedding, name, other)}
+		}
 	}
 	if embedding != base {
 		p.config.SetInt("vocab_size", embedding)
 		p.decide("vocabulary-resized", fmt.Sprintf("the vocabulary has %d rows instead of %d", embedding, base), p.embedding)
 	}
 	return nil
+}
+
+// resizer returns the path of the first adapter that changes the size of one of
+// the tensors.
+func (p *planner) resizer(names ...string) string {
+	for _, name := range names {
+		for _, t := range p.entries[name].terms {
+			if t.replaces != nil && !t.replaces.Spec.Shape.Equal(p.entries[name].spec.Shape) {
+				return p.sources[t.adapter].Adapter.Source.Path
+			}
+		}
+	}
+	return p.base.Path
 }
 
 // shape is the shape an entry is written with: that of the table that takes
@@ -500,7 +577,7 @@ func (p *planner) step(e *entry) (plan.Step, error) {
 	switch {
 	case allAdditive:
 		for _, t := range e.terms {
-			step.Stages = append(step.Stages, t.stages...)
+			step.Stages = append(step.Stages, t.times()...)
 		}
 	case len(e.terms) == 1 && e.terms[0].weight == 1:
 		t := e.terms[0]
@@ -545,7 +622,7 @@ func (p *planner) blend(e *entry) (Blend, error) {
 	for _, t := range e.terms {
 		br := Branch{Weight: t.weight, Stages: t.stages}
 		if t.additive {
-			br.Weight = 1 // it is in the stages already
+			br = Branch{Weight: 1, Stages: t.times()}
 		}
 		if t.replaces != nil {
 			if !t.replaces.Spec.Shape.Equal(e.spec.Shape) {

@@ -26,6 +26,10 @@ func (p *planner) replicate() error {
 		return nil
 	}
 	prefix, count := p.layerPrefix()
+	if stated, ok := p.config.Layers(); ok {
+		// The file may hold more layers than the model has.
+		count = min(count, stated)
+	}
 	var from []int64
 	for _, r := range ranges {
 		if r[1] > count {

@@ -117,6 +117,54 @@ func (p *planner) sameBytes(a, b plan.Slice) (bool, error) {
 	return true, nil
 }
 
+// transposes reports whether a matrix (rows, columns) holds the values of
+// another (columns, rows), transposed.
+func (p *planner) transposes(a, b plan.Slice) (bool, error) {
+	rows, cols := a.Rows(), a.Cols
+	if b.Rows() != cols || b.Cols != rows {
+		return false, nil
+	}
+	// As many rows of a as fit into a chunk, against as many columns of b.
+	block := max(surveyChunk/8/max(cols, 1), 1)
+	straight, crossed := make([]float64, block*cols), make([]float64, block)
+	for first := int64(0); first < rows; first += block {
+		n := min(block, rows-first)
+		if err := p.readValues(straight[:n*cols], a, first*cols); err != nil {
+			return false, err
+		}
+		for k := range cols {
+			if err := p.readValues(crossed[:n], b, k*rows+first); err != nil {
+				return false, err
+			}
+			for i, v := range crossed[:n] {
+				if straight[int64(i)*cols+k] != v {
+					return false, nil
+				}
+			}
+		}
+	}
+	return true, nil
+}
+
+// readValues decodes the elements of a tensor from the given one on.
+func (p *planner) readValues(dst []float64, s plan.Slice, from int64) error {
+	codec, ok := block.For(s.Spec.DType)
+	if !ok {
+		return fmt.Errorf("reading %q: %s can't be computed with", s.Tensor, s.Spec.DType)
+	}
+	src, err := p.inputs[s.Input].Open(s.Tensor)
+	if err != nil {
+		return err
+	}
+	size := s.Spec.DType.Bits() / 8
+	raw := make([]byte, int64(len(dst))*size)
+	if err := readFull(src, raw, from*size); err != nil {
+		return fmt.Errorf("reading %q: %w", s.Tensor, err)
+	}
+	codec.Decode64(dst, raw)
+	return nil
+}
+
 // memoryInput is an input that the planner made itself.
 type memoryInput struct{ *checkpoint.Memory }
 
