@@ -44,7 +44,9 @@ func random[T kernel.Float](rng *rand.Rand, kind string, n int) []T {
 }
 
 // TestLengths guards that a wrong length panics before anything is written.
-func TestLengths(t *testing.T) {
+func TestLengths(t *testing.T) { eachLevel(t, testLengths) }
+
+func testLengths(t *testing.T) {
 	f := func(n int) []float32 { return make([]float32, n) }
 	d := func(n int) []float64 { return make([]float64, n) }
 	s := func(n int) []kernel.RowStats { return make([]kernel.RowStats, n) }
@@ -90,7 +92,9 @@ func TestLengths(t *testing.T) {
 // TestOneNaN guards the promise that no byte depends on the CPU: on amd64 the
 // invalid operations below give a negative NaN, on arm64 a positive one, and a
 // NaN that comes in keeps its payload on some CPUs only.
-func TestOneNaN(t *testing.T) {
+func TestOneNaN(t *testing.T) { eachLevel(t, testOneNaN) }
+
+func testOneNaN(t *testing.T) {
 	inf := float32(math.Inf(1))
 	odd := math.Float32frombits(0xffc12345)
 	nan := []float32{math.Float32frombits(0x7fc00000)}

@@ -14,15 +14,17 @@ import (
 // into; ranks are around the four products taken together.
 var (
 	rowSizes  = []int{0, 1, 2, 3, 7}
-	colSizes  = []int{0, 1, 2, 3, 17, 511, 512, 513, 1027}
+	colSizes  = []int{0, 1, 2, 3, 16, 17, 64, 65, 79, 511, 512, 513, 1027}
 	rankSizes = []int{0, 1, 2, 3, 4, 5, 7, 8, 16, 33}
 )
 
 // TestAddLowRank guards the order and the rounding of the sums: the tiled loop
 // equals the loop that the comment of AddLowRank spells out, on every bit.
 func TestAddLowRank(t *testing.T) {
-	t.Run("float32", testAddLowRank[float32])
-	t.Run("float64", testAddLowRank[float64])
+	eachLevel(t, func(t *testing.T) {
+		t.Run("float32", testAddLowRank[float32])
+		t.Run("float64", testAddLowRank[float64])
+	})
 }
 
 func testAddLowRank[T kernel.Float](t *testing.T) {
@@ -56,7 +58,9 @@ func testAddLowRank[T kernel.Float](t *testing.T) {
 }
 
 // TestAddLowRankByHand guards against a twin that is wrong in the same way.
-func TestAddLowRankByHand(t *testing.T) {
+func TestAddLowRankByHand(t *testing.T) { eachLevel(t, testAddLowRankByHand) }
+
+func testAddLowRankByHand(t *testing.T) {
 	x := []float32{1, 2, 3, 4, 5, 6}
 	l := []float32{1, 10, 2, 20}
 	r := []float32{1, 2, 3, 4, 5, 6}
@@ -66,7 +70,9 @@ func TestAddLowRankByHand(t *testing.T) {
 
 // TestAscendingK guards the direction of the sum: 1 is lost when it is added to
 // 2^25 and survives when the big terms have gone first.
-func TestAscendingK(t *testing.T) {
+func TestAscendingK(t *testing.T) { eachLevel(t, testAscendingK) }
+
+func testAscendingK(t *testing.T) {
 	const big = 0x1p25
 	for _, c := range []struct {
 		terms []float32
@@ -96,7 +102,9 @@ func TestAscendingK(t *testing.T) {
 // 1+2^-12, a*a rounds to 1+2^-11 in float32, so a*a - (1+2^-11) is 0 with two
 // roundings and 2^-24 with one. It can only fail where the compiler fuses:
 // arm64, riscv64, or amd64 built with GOAMD64=v3.
-func TestNoFusedMultiplyAdd(t *testing.T) {
+func TestNoFusedMultiplyAdd(t *testing.T) { eachLevel(t, testNoFusedMultiplyAdd) }
+
+func testNoFusedMultiplyAdd(t *testing.T) {
 	const a, rounded = 1 + 0x1p-12, 1 + 0x1p-11
 	const a64, rounded64 = 1 + 0x1p-27, 1 + 0x1p-26
 
@@ -141,7 +149,9 @@ func TestNoFusedMultiplyAdd(t *testing.T) {
 
 // TestZeroIsAdded guards the literal reading of the formula: +0 is added even
 // when there is nothing to sum.
-func TestZeroIsAdded(t *testing.T) {
+func TestZeroIsAdded(t *testing.T) { eachLevel(t, testZeroIsAdded) }
+
+func testZeroIsAdded(t *testing.T) {
 	negative := math.Float32frombits(1 << 31)
 	x := []float32{negative}
 	kernel.AddLowRank(x, 1, 1, nil, nil, 0, 1)
@@ -198,20 +208,22 @@ func FuzzAddLowRank(f *testing.F) {
 }
 
 func BenchmarkAddLowRank(b *testing.B) {
-	const rows, cols = 256, 4096
+	const cols = 4096
 	rng := rand.New(rand.NewPCG(5, 6))
-	for _, rank := range []int{8, 16, 64} {
-		x := random[float32](rng, "weights", rows*cols)
-		l := random[float32](rng, "weights", rows*rank)
-		r := random[float32](rng, "weights", rank*cols)
-		b.Run(fmt.Sprintf("rank%d", rank), func(b *testing.B) {
-			b.SetBytes(4 * rows * cols)
-			for b.Loop() {
-				kernel.AddLowRank(x, rows, cols, l, r, rank, 0x1p-20)
-			}
-			flops := float64(b.N) * 2 * rows * cols * float64(rank+1)
-			b.ReportMetric(flops/b.Elapsed().Seconds()/1e9, "GFlop/s")
-		})
+	for _, rows := range []int{8, 256} {
+		for _, rank := range []int{8, 16, 64} {
+			x := random[float32](rng, "weights", rows*cols)
+			l := random[float32](rng, "weights", rows*rank)
+			r := random[float32](rng, "weights", rank*cols)
+			eachLevelOf(b, fmt.Sprintf("%dx%d/rank%d", rows, cols, rank), func(b *testing.B) {
+				b.SetBytes(int64(4 * rows * cols))
+				for b.Loop() {
+					kernel.AddLowRank(x, rows, cols, l, r, rank, 0x1p-20)
+				}
+				flops := float64(b.N) * 2 * float64(rows*cols*(rank+1))
+				b.ReportMetric(flops/b.Elapsed().Seconds()/1e9, "GFlop/s")
+			})
+		}
 	}
 }
 

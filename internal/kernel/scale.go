@@ -16,6 +16,7 @@ func ScaleRows[T Float](x []T, rows, cols int, s []T) {
 	}
 	for i, factor := range s {
 		row := x[i*cols : (i+1)*cols]
+		row = row[scaleVectors(row, factor):]
 		for j, v := range row {
 			row[j] = canonical(factor * v)
 		}
@@ -38,8 +39,27 @@ func ScaleCols[T Float](x []T, rows, cols int, s []T) {
 	}
 	for i := range rows {
 		row := x[i*cols:][:len(s)]
-		for j, factor := range s {
+		done := multiplyVectors(row, s)
+		row, factors := row[done:], s[done:]
+		for j, factor := range factors {
 			row[j] = canonical(row[j] * factor)
 		}
 	}
+}
+
+// scaleVectors multiplies leading elements of x by factor and returns how many: as
+// many as vectors take, none if there are no vectors for T.
+func scaleVectors[T Float](x []T, factor T) int {
+	if x, ok := any(x).([]float32); ok && current() != generic {
+		return scaleBlocks(x, float32(factor))
+	}
+	return 0
+}
+
+// multiplyVectors does the same with a factor for each element.
+func multiplyVectors[T Float](x, s []T) int {
+	if x, ok := any(x).([]float32); ok && current() != generic {
+		return multiplyBlocks(x, any(s).([]float32))
+	}
+	return 0
 }

@@ -9,7 +9,9 @@ import (
 	"github.com/loratool/loratool/internal/kernel"
 )
 
-func TestScale(t *testing.T) {
+func TestScale(t *testing.T) { eachLevel(t, testScale) }
+
+func testScale(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	for _, rows := range rowSizes {
 		for _, cols := range colSizes {
@@ -36,8 +38,10 @@ func TestScale(t *testing.T) {
 }
 
 func TestSumSquares(t *testing.T) {
-	t.Run("float32", testSumSquares[float32])
-	t.Run("float64", testSumSquares[float64])
+	eachLevel(t, func(t *testing.T) {
+		t.Run("float32", testSumSquares[float32])
+		t.Run("float64", testSumSquares[float64])
+	})
 }
 
 func testSumSquares[T kernel.Float](t *testing.T) {
@@ -50,12 +54,13 @@ func testSumSquares[T kernel.Float](t *testing.T) {
 				start := random[float64](rng, "weights", cols)
 				wantRows, wantCols := make([]float64, rows), clone(start)
 				for i := range rows {
+					squares := make([]float64, cols)
 					for j := range cols {
 						v := float64(x[i*cols+j])
-						square := float64(v * v)
-						wantRows[i] += square
-						wantCols[j] += square
+						squares[j] = v * v
+						wantCols[j] += squares[j]
 					}
+					wantRows[i] = inLanes(squares)
 				}
 				for _, want := range [][]float64{wantRows, wantCols} {
 					for i := range want {
@@ -76,32 +81,77 @@ func testSumSquares[T kernel.Float](t *testing.T) {
 	}
 }
 
-// TestSumOrder guards the ascending order of every float64 sum: 1 disappears
-// next to 2^54 unless it comes after the cancelling terms or together with
-// enough others.
-func TestSumOrder(t *testing.T) {
-	const big = 0x1p27 // its square is 2^54
-	up, down := []float32{1, 1, 1, 1, big}, []float32{big, 1, 1, 1, 1}
-	sum := make([]float64, 1)
-	kernel.RowSumSquares(sum, up, 1, 5)
-	sameBits(t, "rows, small first", sum, []float64{0x1p54 + 4})
-	kernel.RowSumSquares(sum, down, 1, 5)
-	sameBits(t, "rows, big first", sum, []float64{0x1p54})
-	sum[0] = 0
-	kernel.AddColSumSquares(sum, up, 5, 1)
-	sameBits(t, "cols, small first", sum, []float64{0x1p54 + 4})
-	sum[0] = 0
-	kernel.AddColSumSquares(sum, down, 5, 1)
-	sameBits(t, "cols, big first", sum, []float64{0x1p54})
-	zero := make([]float32, 5)
-	var s [1]kernel.RowStats
-	kernel.Stats(s[:], up, zero, zero, 1, 5)
-	sameBits(t, "stats, small first", []float64{s[0].Base, s[0].Change}, []float64{0x1p54 + 4, 0x1p54 + 4})
-	kernel.Stats(s[:], down, zero, zero, 1, 5)
-	sameBits(t, "stats, big first", []float64{s[0].Base, s[0].Kept}, []float64{0x1p54, 0x1p54})
+// inLanes adds in the order that the sums over a row have: eight sums in turn,
+// then the sums by halves.
+func inLanes(terms []float64) float64 {
+	var sums [8]float64
+	for j, v := range terms {
+		sums[j%8] += v
+	}
+	for half := 4; half > 0; half /= 2 {
+		for i := range half {
+			sums[i] += sums[i+half]
+		}
+	}
+	return sums[0]
 }
 
-func TestStats(t *testing.T) {
+// TestSumOrder guards the order of every float64 sum: 1 disappears next to 2^54
+// unless it comes after the cancelling terms or together with enough others. Terms
+// meet in one lane every eight columns; lanes are added by halves.
+func TestSumOrder(t *testing.T) { eachLevel(t, testSumOrder) }
+
+func testSumOrder(t *testing.T) {
+	const big = 0x1p27 // its square is 2^54
+	for _, c := range []struct {
+		name string
+		at   map[int]float32
+		want float64
+	}{
+		{"one lane, small first", map[int]float32{0: 1, 8: 1, 16: 1, 24: 1, 32: big}, 0x1p54 + 4},
+		{"one lane, big first", map[int]float32{0: big, 8: 1, 16: 1, 24: 1, 32: 1}, 0x1p54},
+		{"one lane, in the last columns", map[int]float32{3: 1, 11: 1, 19: 1, 27: 1, 35: big}, 0x1p54 + 4},
+		{"lanes 4 apart meet first", map[int]float32{0: big, 1: 1, 5: 1, 3: 1, 7: 1}, 0x1p54 + 4},
+		{"then lanes 2 apart", map[int]float32{0: 1, 4: 1, 2: 1, 6: 1, 1: big}, 0x1p54 + 4},
+		{"small ones are lost one by one", map[int]float32{0: big, 4: 1, 2: 1, 1: 1}, 0x1p54},
+	} {
+		const cols = 37
+		v, zero := make([]float32, cols), make([]float32, cols)
+		for j, x := range c.at {
+			v[j] = x
+		}
+		sum := make([]float64, 1)
+		kernel.RowSumSquares(sum, v, 1, cols)
+		sameBits(t, "rows, "+c.name, sum, []float64{c.want})
+		var s [1]kernel.RowStats
+		kernel.Stats(s[:], v, zero, zero, 1, cols)
+		sameBits(t, "base and kept, "+c.name, []float64{s[0].Base, s[0].Change, s[0].Kept}, []float64{c.want, c.want, c.want})
+		kernel.Stats(s[:], zero, zero, v, 1, cols)
+		sameBits(t, "rounding, "+c.name, []float64{s[0].Rounding}, []float64{c.want})
+	}
+	for name, column := range map[string][]float32{"small first": {1, 1, 1, 1, big}, "big first": {big, 1, 1, 1, 1}} {
+		const cols = 9
+		x := make([]float32, 5*cols)
+		for i, v := range column {
+			for j := range cols {
+				x[i*cols+j] = v
+			}
+		}
+		want := 0x1p54
+		if name == "small first" {
+			want += 4
+		}
+		sums := make([]float64, cols)
+		kernel.AddColSumSquares(sums, x, 5, cols)
+		for _, sum := range sums {
+			sameBits(t, "columns, "+name, []float64{sum}, []float64{want})
+		}
+	}
+}
+
+func TestStats(t *testing.T) { eachLevel(t, testStats) }
+
+func testStats(t *testing.T) {
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
 	for _, c := range []struct {
 		name    string
@@ -140,8 +190,10 @@ func TestStats(t *testing.T) {
 
 // TestStatsRows guards that rows do not leak into each other and that bands of
 // rows added in order give the numbers of the whole.
-func TestStatsRows(t *testing.T) {
-	const rows, cols = 5, 7
+func TestStatsRows(t *testing.T) { eachLevel(t, testStatsRows) }
+
+func testStatsRows(t *testing.T) {
+	const rows, cols = 5, 43
 	rng := rand.New(rand.NewPCG(11, 12))
 	w := random[float32](rng, "special", rows*cols)
 	x := random[float32](rng, "special", rows*cols)
@@ -174,18 +226,34 @@ func BenchmarkStats(b *testing.B) {
 	x := random[float32](rng, "weights", rows*cols)
 	y := random[float32](rng, "weights", rows*cols)
 	dst := make([]kernel.RowStats, rows)
-	b.SetBytes(3 * 4 * rows * cols)
-	for b.Loop() {
-		kernel.Stats(dst, w, x, y, rows, cols)
-	}
+	eachLevelOf(b, "64x4096", func(b *testing.B) {
+		b.SetBytes(3 * 4 * rows * cols)
+		for b.Loop() {
+			kernel.Stats(dst, w, x, y, rows, cols)
+		}
+	})
 }
 
-func BenchmarkRowSumSquares(b *testing.B) {
+// BenchmarkRows measures what reads, or reads and writes, a matrix once.
+func BenchmarkRows(b *testing.B) {
 	const rows, cols = 64, 4096
 	x := random[float32](rand.New(rand.NewPCG(15, 16)), "weights", rows*cols)
-	dst := make([]float64, rows)
-	b.SetBytes(4 * rows * cols)
-	for b.Loop() {
-		kernel.RowSumSquares(dst, x, rows, cols)
+	sums, factors := make([]float64, cols), make([]float32, cols)
+	for i := range factors {
+		factors[i] = 1
+	}
+	for name, call := range map[string]func(){
+		"RowSumSquares":    func() { kernel.RowSumSquares(sums[:rows], x, rows, cols) },
+		"AddColSumSquares": func() { kernel.AddColSumSquares(sums, x, rows, cols) },
+		"MaxAbs":           func() { kernel.MaxAbs(x) },
+		"ScaleRows":        func() { kernel.ScaleRows(x, rows, cols, factors[:rows]) },
+		"ScaleCols":        func() { kernel.ScaleCols(x, rows, cols, factors) },
+	} {
+		eachLevelOf(b, name, func(b *testing.B) {
+			b.SetBytes(4 * rows * cols)
+			for b.Loop() {
+				call()
+			}
+		})
 	}
 }

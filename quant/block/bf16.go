@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/kernel"
 )
 
 // bf16 is the upper half of a float32: 8 bits of exponent, 7 of fraction,
@@ -13,9 +14,12 @@ type bf16 struct{}
 
 func (bf16) DType() tensor.DType { return tensor.BF16 }
 
+// Storage names the kernels for the type.
+func (bf16) Storage() kernel.Storage { return kernel.BF16 }
+
 func (bf16) Decode32(dst []float32, src []byte) {
 	checkSize(len(src), len(dst), 2)
-	for i := range dst {
+	for i := kernel.DecodeBF16(dst, src); i < len(dst); i++ {
 		dst[i] = bf16ToFloat32(binary.LittleEndian.Uint16(src[2*i:]))
 	}
 }
@@ -29,8 +33,8 @@ func (bf16) Decode64(dst []float64, src []byte) {
 
 func (bf16) Encode32(dst []byte, src []float32) {
 	checkSize(len(dst), len(src), 2)
-	for i, x := range src {
-		binary.LittleEndian.PutUint16(dst[2*i:], float32ToBF16(x))
+	for i := kernel.EncodeBF16(dst, src); i < len(src); i++ {
+		binary.LittleEndian.PutUint16(dst[2*i:], float32ToBF16(src[i]))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/kernel"
 	"github.com/x448/float16"
 )
 
@@ -14,9 +15,12 @@ type f16 struct{}
 
 func (f16) DType() tensor.DType { return tensor.F16 }
 
+// Storage names the kernels for the type.
+func (f16) Storage() kernel.Storage { return kernel.F16 }
+
 func (f16) Decode32(dst []float32, src []byte) {
 	checkSize(len(src), len(dst), 2)
-	for i := range dst {
+	for i := kernel.DecodeF16(dst, src); i < len(dst); i++ {
 		h := binary.LittleEndian.Uint16(src[2*i:])
 		x, ok := normalF16(h)
 		if !ok {
@@ -40,10 +44,10 @@ func (f16) Decode64(dst []float64, src []byte) {
 
 func (f16) Encode32(dst []byte, src []float32) {
 	checkSize(len(dst), len(src), 2)
-	for i, x := range src {
-		h, ok := roundNormalF16(x)
+	for i := kernel.EncodeF16(dst, src); i < len(src); i++ {
+		h, ok := roundNormalF16(src[i])
 		if !ok {
-			h = float16.Fromfloat32(x).Bits()
+			h = float16.Fromfloat32(src[i]).Bits()
 		}
 		binary.LittleEndian.PutUint16(dst[2*i:], h)
 	}

@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/kernel"
 )
 
 // f32 is IEEE 754 binary32.
@@ -12,9 +13,12 @@ type f32 struct{}
 
 func (f32) DType() tensor.DType { return tensor.F32 }
 
+// Storage names the kernels for the type.
+func (f32) Storage() kernel.Storage { return kernel.F32 }
+
 func (f32) Decode32(dst []float32, src []byte) {
 	checkSize(len(src), len(dst), 4)
-	for i := range dst {
+	for i := kernel.DecodeF32(dst, src); i < len(dst); i++ {
 		dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
 	}
 }
@@ -28,8 +32,8 @@ func (f32) Decode64(dst []float64, src []byte) {
 
 func (f32) Encode32(dst []byte, src []float32) {
 	checkSize(len(dst), len(src), 4)
-	for i, x := range src {
-		binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(x))
+	for i := kernel.EncodeF32(dst, src); i < len(src); i++ {
+		binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(src[i]))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/kernel"
 )
 
 // f8e4m3 is OCP FP8 E4M3, torch.float8_e4m3fn: 4 bits of exponent with bias 7, 3
@@ -25,8 +26,8 @@ func (f8e4m3) DType() tensor.DType { return tensor.F8E4M3 }
 
 func (f8e4m3) Decode32(dst []float32, src []byte) {
 	checkSize(len(src), len(dst), 1)
-	for i, b := range src {
-		dst[i] = e4m3ToFloat32(b)
+	for i := kernel.DecodeE4M3(dst, src); i < len(dst); i++ {
+		dst[i] = e4m3ToFloat32(src[i])
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/kernel"
 )
 
 // f8e5m2 is OCP FP8 E5M2, torch.float8_e5m2: the upper byte of an F16, with 5
@@ -21,8 +22,8 @@ func (f8e5m2) DType() tensor.DType { return tensor.F8E5M2 }
 
 func (f8e5m2) Decode32(dst []float32, src []byte) {
 	checkSize(len(src), len(dst), 1)
-	for i, b := range src {
-		dst[i] = e5m2ToFloat32(b)
+	for i := kernel.DecodeE5M2(dst, src); i < len(dst); i++ {
+		dst[i] = e5m2ToFloat32(src[i])
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/kernel"
 )
 
 // AnyNonFinite returns the index of the first element of src that is NaN or
@@ -13,6 +14,10 @@ import (
 func AnyNonFinite(c Codec, src []byte) (index int64, found bool) {
 	width, ones := exponent(c.DType())
 	checkSize(len(src), len(src)/width, width)
+	first := 0
+	if width <= 4 {
+		first = kernel.SkipFinite(src, width, uint32(ones))
+	}
 	// Eight bytes at a time, each element a lane. In a lane that has all of ones
 	// set, adding the lowest of them carries into the bit above, the sign, which is
 	// masked off before; no carry leaves a lane.
@@ -20,7 +25,7 @@ func AnyNonFinite(c Codec, src []byte) (index int64, found bool) {
 	top := uint64(1) << (8*width - 1)
 	lanes := ^uint64(0) / (top<<1 - 1)
 	ones, lowest, top = ones*lanes, lowest*lanes, top*lanes
-	for at := 0; at < len(src); at += 8 {
+	for at := first; at < len(src); at += 8 {
 		word := load(src[at:])
 		if hit := (word&ones + lowest) & top; hit != 0 {
 			return int64((at + bits.TrailingZeros64(hit)/8) / width), true

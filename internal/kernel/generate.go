@@ -1,0 +1,8 @@
+package kernel
+
+//go:generate go -C _gen run ./gemm -pkg kernel -out ../gemm_amd64.s -stubs ../gemm_stubs_amd64.go
+//go:generate go -C _gen run ./convert -pkg kernel -out ../convert_amd64.s -stubs ../convert_stubs_amd64.go
+//go:generate go -C _gen run ./lowrank -pkg kernel -out ../lowrank_amd64.s -stubs ../lowrank_stubs_amd64.go
+//go:generate go -C _gen run ./rows -pkg kernel -out ../rows_amd64.s -stubs ../rows_stubs_amd64.go
+//go:generate go -C _gen run ./merge -pkg kernel -out ../merge_amd64.s -stubs ../merge_stubs_amd64.go
+//go:generate go -C _gen run ./fourbit -pkg kernel -out ../fourbit_amd64.s -stubs ../fourbit_stubs_amd64.go
