@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/internal/fsatomic"
 )
@@ -23,48 +25,55 @@ type App struct {
 	Getenv         func(string) string
 	FS             fsatomic.FS
 
+	out *stickyWriter // Stdout, with what went wrong with it
+
 	// Set from the persistent flags.
-	quiet, json, noColor bool
+	quiet, json bool
 }
 
 // Main runs the command line of the process and returns its exit code.
 func Main() int {
-	app := &App{Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, FS: fsatomic.OS{}}
+	// A reader that goes away must not end a run that writes elsewhere: writing
+	// to it fails then, as to anything else that is broken.
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	finished := make(chan struct{})
-	defer close(finished)
-	go func() {
-		select {
-		case <-finished:
-		case <-ctx.Done():
-			// From here on a second signal ends the process at once.
-			stop()
-			fmt.Fprintln(os.Stderr, "loratool: stopping; nothing will be written")
-		}
-	}()
+	context.AfterFunc(ctx, stop) // from then on a signal ends the process at once
+	app := &App{Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, FS: fsatomic.OS{}}
 	return app.Run(ctx, os.Args[1:])
 }
 
-// Run executes one command line and returns its exit code. A panic becomes a
-// line that says that it is a fault of loratool.
-func (a *App) Run(ctx context.Context, args []string) (code int) {
-	defer func() {
-		if p := recover(); p != nil {
-			code = exitFailed
-			fmt.Fprintf(a.Stderr, "loratool: internal error: %v\nhint: this is a fault of loratool; please report it with the command\n", p)
-			if a.Getenv("LORATOOL_DEBUG") != "" {
-				fmt.Fprintf(a.Stderr, "%s\n", debug.Stack())
-			}
-		}
-	}()
-	root := a.newRoot()
-	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+// Tree returns all commands, for the pages that document them.
+func Tree() *cobra.Command {
+	app := &App{Getenv: func(string) string { return "" }, out: &stickyWriter{w: io.Discard}}
+	return app.newRoot()
+}
+
+// Run executes one command line and returns its exit code.
+func (a *App) Run(ctx context.Context, args []string) int {
+	err := a.execute(ctx, args)
 	if err == nil {
 		return exitDone
 	}
+	// A mistake before --json keeps the flag from being seen.
+	a.json = a.json || slices.Contains(args, "--json")
 	return a.fail(err)
+}
+
+// execute turns a panic, and a result that could not be printed, into errors.
+func (a *App) execute(ctx context.Context, args []string) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &engine.BugError{Value: p, Stack: debug.Stack()}
+		}
+	}()
+	a.out = &stickyWriter{w: a.Stdout}
+	root := a.newRoot()
+	root.SetArgs(args)
+	if err := root.ExecuteContext(ctx); a.out.err == nil {
+		return err
+	}
+	return a.out.failure()
 }
 
 // cache is the local hub cache of the environment.
@@ -85,25 +94,33 @@ Examples:
 		SilenceErrors:     true,
 		DisableAutoGenTag: true,
 		Args:              cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return unknownCommand(cmd, args[0])
-			}
-			if show, _ := cmd.Flags().GetBool("version"); show {
-				return a.runVersion()
-			}
-			fmt.Fprintf(a.Stderr, "%s\n\nRun 'loratool help' for all commands.\n", cmd.Long)
-			return &usageError{err: errSilent}
-		},
+		RunE:              a.runRoot,
 	}
-	root.SetOut(a.Stdout)
+	root.SetOut(a.out)
 	root.SetErr(a.Stderr)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageOf(cmd, err) })
-	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "print errors only")
-	root.PersistentFlags().BoolVar(&a.json, "json", false, "print one JSON document on stdout")
-	root.PersistentFlags().BoolVar(&a.noColor, "no-color", false, "plain text (also NO_COLOR)")
+	root.SetFlagErrorFunc(usageOf)
+	root.SetUsageFunc(printUsage)
+	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "print the result and errors only")
+	root.PersistentFlags().BoolVar(&a.json, "json", false, "print one JSON document on stdout, messages as JSON lines on stderr")
 	root.Flags().Bool("version", false, "print the version")
-	root.AddCommand(a.newMerge(), a.newInspect(), a.newVersion(), newExitCodes(), newEnvironment())
-	root.CompletionOptions.HiddenDefaultCmd = false
+	root.AddCommand(a.newMerge(), a.newInspect(), a.newVersion(), a.newCompletion())
+	root.AddCommand(newExitCodes(), newEnvironment())
+	root.SetHelpCommand(newHelp())
+	root.InitDefaultHelpCmd()
 	return root
+}
+
+// runRoot is loratool without a command.
+func (a *App) runRoot(root *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return unknownCommand(root, args[0])
+	}
+	if show, _ := root.Flags().GetBool("version"); show {
+		return a.runVersion()
+	}
+	if a.json {
+		return usagef("no command")
+	}
+	fmt.Fprintf(a.Stderr, "%s\n\nRun 'loratool help' for all commands.\n", root.Long)
+	return &usageError{errSilent}
 }

@@ -2,12 +2,9 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
-
-	"github.com/spf13/cobra"
 
 	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/adapter"
@@ -28,24 +25,6 @@ const (
 
 // errSilent says that what there was to say has been said.
 var errSilent = errors.New("")
-
-// usageError is a mistake in the command line.
-type usageError struct{ err error }
-
-func (e *usageError) Error() string { return e.err.Error() }
-
-func (e *usageError) Unwrap() error { return e.err }
-
-func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
-
-// usageOf makes a usage error of a flag error, with the nearest flag.
-func usageOf(cmd *cobra.Command, err error) error {
-	_, name, ok := strings.Cut(err.Error(), "unknown flag: --")
-	if !ok {
-		return &usageError{err}
-	}
-	return &usageError{&hinted{err, nearestFlag(cmd, name)}}
-}
 
 // hinted carries a hint with an error.
 type hinted struct {
@@ -92,18 +71,30 @@ func (a *App) fail(err error) int {
 	if errors.Is(err, errSilent) {
 		return code
 	}
+	var bug *engine.BugError
+	if errors.As(err, &bug) && a.Getenv("LORATOOL_DEBUG") != "" {
+		fmt.Fprintf(a.Stderr, "%s\n", bug.Stack)
+	}
 	message, hints := oneLine(err.Error()), hintsFor(err)
 	if code == exitCancelled {
 		message = "cancelled: nothing was written"
 	}
+	for i, h := range hints {
+		hints[i] = oneLine(h)
+	}
 	if a.json {
-		line, _ := json.Marshal(map[string]any{"code": code, "kind": kind, "message": message, "hints": hints})
-		fmt.Fprintf(a.Stderr, "%s\n", line)
+		a.jsonLine(struct {
+			Type    string   `json:"message_type"`
+			Code    int      `json:"code"`
+			Kind    string   `json:"kind"`
+			Message string   `json:"message"`
+			Hints   []string `json:"hints"`
+		}{"error", code, kind, message, hints})
 		return code
 	}
 	fmt.Fprintf(a.Stderr, "loratool: %s\n", message)
 	for _, h := range hints {
-		fmt.Fprintf(a.Stderr, "hint: %s\n", oneLine(h))
+		fmt.Fprintf(a.Stderr, "hint: %s\n", h)
 	}
 	return code
 }
@@ -125,7 +116,11 @@ func hintsFor(err error) []string {
 	}
 	var memory *engine.MemoryError
 	if errors.As(err, &memory) {
-		hints = append(hints, fmt.Sprintf("--memory %s", formatSize(memory.Need)))
+		hints = append(hints, "--memory "+enough(memory.Need))
+	}
+	var bug *engine.BugError
+	if errors.As(err, &bug) {
+		hints = append(hints, "this is a fault of loratool; please report it with the command and the output of LORATOOL_DEBUG=1")
 	}
 	var nonFinite *engine.NonFiniteError
 	if errors.As(err, &nonFinite) && nonFinite.DType == "f16" {
@@ -140,48 +135,4 @@ func quoted(names []string) []string {
 		q[i] = fmt.Sprintf("%q", n)
 	}
 	return q
-}
-
-// oneLine makes text from an input harmless: no line breaks, no control
-// characters, no marks that reorder text on a terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t' || r == '\r':
-			return ' '
-		case r < ' ' || r >= 0x7f && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 || r == 0x200e || r == 0x200f:
-			return '\ufffd'
-		}
-		return r
-	}, s)
-}
-
-func newExitCodes() *cobra.Command {
-	return &cobra.Command{
-		Use:   "exit-codes",
-		Short: "What the exit codes mean",
-		Long: `  0    done
-  1    failed while working (I/O, disk full, numerical failure, bug)
-  2    wrong usage
-  3    verify or diff found problems or differences
-  4    an input is malformed, unsupported, incomplete or does not fit the others
-  5    refused: output exists, would overwrite an input, not enough disk or memory
-  130  cancelled
-
-Scripts must treat codes they don't know as failure.`,
-	}
-}
-
-func newEnvironment() *cobra.Command {
-	return &cobra.Command{
-		Use:   "environment",
-		Short: "Environment variables that are read",
-		Long: `  HF_HOME, HF_HUB_CACHE   where the local hub cache lies (read only)
-  LORATOOL_MEMORY         default of --memory
-  LORATOOL_JOBS           default of --jobs
-  LORATOOL_PROGRESS       seconds between progress lines when stderr is no
-                          terminal; 0 for none
-  LORATOOL_DEBUG          print a stack with an internal error
-  NO_COLOR, TERM=dumb     plain text`,
-	}
 }

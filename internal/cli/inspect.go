@@ -2,13 +2,15 @@ package cli
 
 import (
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"github.com/loratool/loratool/formats/adapter"
 	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/formats/tensor"
 )
 
 func (a *App) newInspect() *cobra.Command {
@@ -26,8 +28,9 @@ PATH is a .safetensors file, a model folder, a PEFT adapter folder, or a
 repository id in the local hub cache. Nothing but headers and JSON is read.
 
 Exit status: 0 well-formed, 4 malformed, truncated or unsupported.`,
-		Args: oneArg("path"),
-		RunE: func(_ *cobra.Command, args []string) error { return a.runInspect(args[0]) },
+		Args:              oneArg("path"),
+		ValidArgsFunction: a.models,
+		RunE:              func(_ *cobra.Command, args []string) error { return a.runInspect(args[0]) },
 	}
 }
 
@@ -78,9 +81,11 @@ func (a *App) runInspect(path string) error {
 		doc.Adapter = describeAdapter(m)
 	}
 	if a.json {
-		return a.printJSON(doc)
+		a.printJSON(doc)
+		return nil
 	}
-	return a.printInspect(doc)
+	a.printInspect(doc)
+	return nil
 }
 
 // describeAdapter reads the config of an adapter. What can't be merged can
@@ -94,25 +99,32 @@ func describeAdapter(m *checkpoint.Model) *adapterJSON {
 	return &adapterJSON{Type: ad.Config.Type, Rank: ad.Config.Rank, Modules: len(ad.Modules)}
 }
 
-func (a *App) printInspect(doc inspectJSON) error {
-	fmt.Fprintf(a.Stdout, "%s: %s, %d tensors, %d parameters, %s\n", oneLine(doc.Path), doc.Format, len(doc.Tensors), doc.Params, formatSize(doc.Bytes))
+func (a *App) printInspect(doc inspectJSON) {
+	fmt.Fprintf(a.out, "%s: %s, %d tensors, %d parameters, %s\n", oneLine(doc.Path), doc.Format, len(doc.Tensors), doc.Params, formatSize(doc.Bytes))
 	if ad := doc.Adapter; ad != nil {
-		fmt.Fprintf(a.Stdout, "adapter: %s, rank %d, %d modules\n", oneLine(ad.Type), ad.Rank, ad.Modules)
 		if ad.Problem != "" {
-			fmt.Fprintf(a.Stdout, "problem: %s\n", ad.Problem)
+			fmt.Fprintf(a.out, "adapter: %s\nproblem: %s\n", oneLine(ad.Type), ad.Problem)
+		} else {
+			fmt.Fprintf(a.out, "adapter: %s, rank %d, %d modules\n", oneLine(ad.Type), ad.Rank, ad.Modules)
 		}
 	}
-	keys := make([]string, 0, len(doc.Metadata))
-	for k := range doc.Metadata {
-		keys = append(keys, k)
+	for _, k := range slices.Sorted(maps.Keys(doc.Metadata)) {
+		fmt.Fprintf(a.out, "metadata %s: %s\n", shortened(oneLine(k)), shortened(oneLine(doc.Metadata[k])))
 	}
-	sort.Strings(keys)
-	for _, k := range keys {
-		fmt.Fprintf(a.Stdout, "metadata %s: %s\n", oneLine(k), oneLine(doc.Metadata[k]))
-	}
-	w := tabwriter.NewWriter(a.Stdout, 0, 4, 2, ' ', 0)
+	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
 	for _, t := range doc.Tensors {
-		fmt.Fprintf(w, "%s\t%s\t%v\t%s\t%s\n", oneLine(t.Name), t.DType, t.Shape, formatSize(t.Bytes), oneLine(t.File))
+		fmt.Fprintf(w, "%s\t%s\t%v\t%s\t%s\n", oneLine(t.Name), t.DType, tensor.Shape(t.Shape), formatSize(t.Bytes), oneLine(t.File))
 	}
-	return w.Flush()
+	w.Flush() // a.out keeps what goes wrong
+}
+
+// maxValue is how many characters of a metadata value are shown.
+const maxValue = 100
+
+func shortened(value string) string {
+	runes := []rune(value)
+	if len(runes) <= maxValue {
+		return value
+	}
+	return fmt.Sprintf("%s... (%d characters; --json prints all)", string(runes[:maxValue]), len(runes))
 }

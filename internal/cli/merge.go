@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"math"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
@@ -39,40 +41,47 @@ type mergeFlags struct {
 
 // runFlags are the flags of every command that writes.
 type runFlags struct {
-	dryRun, force bool
-	jobs          int
-	memory        size
+	dryRun, force, verbose bool
+	jobs                   count
+	memory                 size
 }
 
 func (f *runFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.dryRun, "dry-run", "n", false, "print the plan and write nothing")
 	fs.BoolVarP(&f.force, "force", "f", false, "replace an existing output once the new one is complete")
-	fs.IntVarP(&f.jobs, "jobs", "j", 0, "bands worked on at a time (default: one per processor)")
+	fs.BoolVarP(&f.verbose, "verbose", "v", false, "print what became of every changed tensor, on stderr")
+	fs.VarP(&f.jobs, "jobs", "j", "bands worked on at a time (default: one per processor)")
 	fs.Var(&f.memory, "memory", "working memory, such as 128MiB (default 256MiB)")
 }
 
 // engineOptions turns the flags, and the environment where they are not given,
 // into options of a run.
 func (f *runFlags) engineOptions(a *App) (engine.Options, error) {
-	o := engine.Options{Jobs: f.jobs, Memory: int64(f.memory)}
-	if text := a.Getenv("LORATOOL_MEMORY"); text != "" && o.Memory == 0 {
-		var s size
-		if err := s.Set(text); err != nil {
-			return o, usagef("LORATOOL_MEMORY: %w", err)
-		}
-		o.Memory = int64(s)
+	if f.verbose && a.quiet {
+		return engine.Options{}, usagef("--quiet and --verbose exclude each other")
 	}
-	if text := a.Getenv("LORATOOL_JOBS"); text != "" && o.Jobs == 0 {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			return o, usagef("LORATOOL_JOBS: %q is not a number of jobs", text)
-		}
-		o.Jobs = n
+	if err := a.orEnv(&f.memory, f.memory != 0, "LORATOOL_MEMORY"); err != nil {
+		return engine.Options{}, err
 	}
-	if o.Jobs < 0 {
-		return o, usagef("--jobs: %d is not a number of jobs", o.Jobs)
+	if err := a.orEnv(&f.jobs, f.jobs != 0, "LORATOOL_JOBS"); err != nil {
+		return engine.Options{}, err
 	}
-	return o.WithDefaults(), nil
+	if _, err := a.progressInterval(); err != nil {
+		return engine.Options{}, err
+	}
+	return engine.Options{Jobs: int(f.jobs), Memory: int64(f.memory)}.WithDefaults(), nil
+}
+
+// orEnv sets a flag that was not given from a variable of the environment.
+func (a *App) orEnv(flag pflag.Value, given bool, name string) error {
+	text := a.Getenv(name)
+	if given || text == "" {
+		return nil
+	}
+	if err := flag.Set(text); err != nil {
+		return usagef("%s: %w", name, err)
+	}
+	return nil
 }
 
 func (a *App) newMerge() *cobra.Command {
@@ -112,36 +121,17 @@ Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
 }
 
 func (f *mergeFlags) register(fs *pflag.FlagSet) {
-	fs.StringVar(&f.base, "base", "", "model to merge into: folder, file or cached repository id")
-	fs.StringArrayVar(&f.adapters, "adapter", nil, "adapter folder, or FOLDER@WEIGHT; may be repeated")
-	fs.StringArrayVar(&f.init, "init-adapter", nil, "the adapter as it was before training, when making it changed the base (PiSSA, CorDA, LoRA-GA, ...)")
-	fs.StringVarP(&f.output, "output", "o", "", "folder, or .safetensors file, to write")
-	fs.StringVar(&f.dtype, "dtype", "", "write floating-point tensors as f32, f16, bf16 or f64 (default: as in the base)")
-	fs.Var(&f.shardSize, "shard-size", "largest weight file, such as 5GB (default 5GB)")
-	fs.StringVar(&f.moeBLayout, "moe-b-layout", "auto", "order of lora_B for stacked experts: rank (PEFT), expert (Unsloth) or auto (by the adapter's marks)")
+	fs.StringVar(&f.base, "base", "", "`MODEL` to merge into: folder, file or cached repository id")
+	fs.StringArrayVar(&f.adapters, "adapter", nil, "adapter `FOLDER`, or FOLDER@WEIGHT; may be repeated")
+	fs.StringArrayVar(&f.init, "init-adapter", nil, "`FOLDER` of the adapter as it was before training, when making it changed the base (PiSSA, CorDA, LoRA-GA, ...)")
+	fs.StringVarP(&f.output, "output", "o", "", "`OUT`, a folder or a .safetensors file, to write")
+	fs.StringVar(&f.dtype, "dtype", "", "`TYPE` of floating-point tensors: f32, f16, bf16 or f64 (default: as in the base)")
+	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
+	fs.StringVar(&f.moeBLayout, "moe-b-layout", "auto", "`ORDER` of lora_B for stacked experts: rank (PEFT), expert (Unsloth) or auto (by the adapter's marks)")
 	fs.BoolVar(&f.mhaFormula, "mha-formula", false, "apply the change of an attention's out_proj once; PEFT trains with it applied twice")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
 	fs.BoolVar(&f.verify, "verify", false, "compute everything again in float64 and compare before the output appears")
 	f.run.register(fs)
-}
-
-// completeMerge gives the shell values for flags.
-func (a *App) completeMerge(cmd *cobra.Command) {
-	fixed := func(values ...string) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			return values, cobra.ShellCompDirectiveNoFileComp
-		}
-	}
-	for flag, complete := range map[string]func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective){
-		"dtype":        fixed("f32\t32-bit", "bf16\tbfloat16", "f16\tIEEE half", "f64\t64-bit"),
-		"moe-b-layout": fixed("auto\tby the adapter's marks", "rank\tas PEFT packs it", "expert\tas Unsloth packs it"),
-		"base": func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			return a.cache().Repos(), cobra.ShellCompDirectiveDefault
-		},
-	} {
-		// The flag exists: it was registered a line above.
-		_ = cmd.RegisterFlagCompletionFunc(flag, complete)
-	}
 }
 
 // options checks the flags and turns them into options of the library.
@@ -157,6 +147,8 @@ func (f *mergeFlags) options() (merge.Options, error) {
 		return o, usagef("--adapter is missing")
 	case f.output == "":
 		return o, usagef("-o is missing")
+	case f.shardSize != 0 && strings.HasSuffix(f.output, ".safetensors"):
+		return o, usagef("--shard-size: the output %q is one file", f.output)
 	}
 	if f.dtype != "" {
 		d, err := tensor.ParseFlag(f.dtype)
@@ -177,6 +169,7 @@ func (f *mergeFlags) options() (merge.Options, error) {
 
 // runMerge opens, plans, runs and commits.
 func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
+	defer a.noteStop(ctx)()
 	opts, err := f.options()
 	if err != nil {
 		return err
@@ -198,17 +191,18 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 	if err != nil {
 		return err
 	}
-	if err := a.checkOutput(f.output, inputs); err != nil {
-		return err
-	}
+	refusal := a.refusal(m.Layout, inputs, f.run.force)
 	if f.run.dryRun {
-		return a.printPlan(m.Plan, m.Layout, budget)
+		return a.printPlan(m, budget, refusal)
+	}
+	if refusal != nil {
+		return refusal
 	}
 	report, err := a.write(ctx, m, inputs, f, engineOpts)
 	if err != nil {
 		return err
 	}
-	return a.printReport(m, report)
+	return a.printReport(m, report, f.run.verbose)
 }
 
 // mergeReport is what a merge found out.
@@ -232,7 +226,7 @@ func (a *App) write(ctx context.Context, m *merge.Merge, inputs *mergeInputs, f 
 	}
 	if err != nil {
 		if aerr := sink.Abort(); aerr != nil {
-			return report, fmt.Errorf("%w (and removing the partial output: %v)", err, aerr)
+			a.note("%v", aerr)
 		}
 		return report, err
 	}
@@ -241,29 +235,32 @@ func (a *App) write(ctx context.Context, m *merge.Merge, inputs *mergeInputs, f 
 
 // fill writes all tensors and checks them if asked to.
 func (a *App) fill(ctx context.Context, m *merge.Merge, sink *checkpoint.Sink, check bool, o engine.Options) (report mergeReport, err error) {
-	progress := a.newProgress()
-	defer progress.Finish()
-	o.Progress = progress
 	sources := make([]engine.Source, len(m.Inputs))
 	for i, in := range m.Inputs {
 		sources[i] = in
 	}
-	if report.Report, err = engine.Run(ctx, m.Plan, sources, oneSink{sink}, o); err != nil || !check {
+	progress := a.newProgress("merging")
+	o.Progress = progress
+	report.Report, err = engine.Run(ctx, m.Plan, sources, oneSink{sink}, o)
+	progress.Finish()
+	if err != nil || !check {
 		return report, err
 	}
-	o.Progress = nil
+	progress = a.newProgress("verifying")
+	o.Progress = progress
 	result, err := verify.Written(ctx, m.Plan, sources, sink, o)
+	progress.Finish()
 	report.verified = &result
 	return report, err
 }
 
 // commit puts the output in place. An old output that could not be removed
-// afterwards is worth a warning, not a failure.
+// afterwards is worth a note, not a failure.
 func (a *App) commit(sink *checkpoint.Sink, metadata map[string]string) error {
 	err := sink.Commit(metadata)
 	var left *fsatomic.CleanupError
 	if errors.As(err, &left) {
-		fmt.Fprintf(a.Stderr, "loratool: warning: %s\n", oneLine(left.Error()))
+		a.note("%v", left)
 		return nil
 	}
 	return err
@@ -309,21 +306,18 @@ func (a *App) openInputs(f *mergeFlags) (*mergeInputs, error) {
 }
 
 func (in *mergeInputs) open(f *mergeFlags, cache hfrepo.Cache) error {
-	var err error
+	paths, err := in.parseWeights(f.adapters)
+	if err != nil {
+		return err
+	}
 	if in.base, err = checkpoint.Open(f.base, cache); err != nil {
 		return err
 	}
 	in.models = append(in.models, in.base)
-	for _, arg := range f.adapters {
-		path, weight, err := parseWeight(arg)
-		if err != nil {
+	for i, path := range paths {
+		if in.sources[i].Adapter, err = in.openAdapter(path, cache); err != nil {
 			return err
 		}
-		ad, err := in.openAdapter(path, cache)
-		if err != nil {
-			return err
-		}
-		in.sources = append(in.sources, merge.Source{Adapter: ad, Weight: weight})
 	}
 	// Initial adapters belong to the adapters that need one, in order.
 	next := 0
@@ -351,6 +345,22 @@ func (in *mergeInputs) openAdapter(path string, cache hfrepo.Cache) (*adapter.Ad
 	return adapter.Open(m)
 }
 
+// parseWeights makes a source of every adapter argument and returns the paths.
+func (in *mergeInputs) parseWeights(args []string) (paths []string, err error) {
+	for _, arg := range args {
+		path, weight, err := parseWeight(arg)
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, path)
+		in.sources = append(in.sources, merge.Source{Weight: weight})
+	}
+	return paths, nil
+}
+
+// maxWeight is far beyond any use; what is larger is a slip.
+const maxWeight = 1e6
+
 // parseWeight splits "PATH@0.7"; a path that exists as it is has no weight.
 func parseWeight(arg string) (path string, weight float64, err error) {
 	at := strings.LastIndexByte(arg, '@')
@@ -365,28 +375,50 @@ func parseWeight(arg string) (path string, weight float64, err error) {
 		}
 		return "", 0, usagef("--adapter: %q is not a weight", arg[at+1:])
 	}
-	if weight != weight || weight > 1e6 || weight < -1e6 || weight == 0 {
+	if !(math.Abs(weight) <= maxWeight) || weight == 0 {
 		return "", 0, usagef("--adapter: a weight of %v does not make sense", weight)
 	}
 	return arg[:at], weight, nil
 }
 
-// checkOutput refuses an output that would destroy an input.
-func (a *App) checkOutput(output string, in *mergeInputs) error {
+// refusal says why the output can't be made. What force would not help comes
+// first, so that nobody is told to try it in vain.
+func (a *App) refusal(l *checkpoint.Layout, in *mergeInputs, force bool) error {
+	kind := fsatomic.KindFile
+	if l.IsFolder {
+		kind = fsatomic.KindDir
+	}
+	parent := filepath.Dir(filepath.Clean(l.Path))
+	err := fsatomic.Check(a.FS, l.Path, kind, true)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &hinted{err, fmt.Sprintf("mkdir -p %s", parent)}
+	}
+	if err != nil {
+		return err
+	}
 	paths := make([]string, len(in.models))
 	for i, m := range in.models {
 		paths[i] = m.Path
 	}
-	return fsatomic.CheckInputs(a.FS, output, paths...)
+	if err := fsatomic.CheckInputs(a.FS, l.Path, paths...); err != nil {
+		return err
+	}
+	if err := fsatomic.Check(a.FS, l.Path, kind, force); err != nil {
+		return err
+	}
+	if free, err := a.FS.Free(parent); err == nil && free < l.Size() {
+		return &fsatomic.SpaceError{Path: l.Path, Need: l.Size(), Free: free}
+	}
+	return nil
 }
 
 // noteLeftovers names what an interrupted run has left beside the output.
 func (a *App) noteLeftovers(output string) {
 	left, err := fsatomic.Leftovers(a.FS, output)
-	if err != nil || a.quiet || a.json {
-		return
+	if err != nil {
+		return // making the output will say why
 	}
 	for _, path := range left {
-		fmt.Fprintf(a.Stderr, "loratool: %s is left from another run; remove it if none is going on\n", oneLine(filepath.Clean(path)))
+		a.note("%s is left from another run; remove it if none is going on", filepath.Clean(path))
 	}
 }

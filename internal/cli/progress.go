@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"sync"
@@ -21,23 +22,39 @@ type progress interface {
 	Finish()
 }
 
-// newProgress picks the form by where stderr goes.
-func (a *App) newProgress() progress {
-	if a.quiet {
+// newProgress picks the form by where stderr goes. Doing is what goes on.
+func (a *App) newProgress(doing string) progress {
+	every, err := a.progressInterval()
+	if a.quiet || err != nil {
 		return noProgress{}
 	}
-	if f, ok := a.Stderr.(*os.File); ok && !a.json && term.IsTerminal(int(f.Fd())) && a.Getenv("TERM") != "dumb" {
-		return &barProgress{app: a}
+	if f, ok := a.Stderr.(*os.File); ok && !a.json && hasWidth(f) && a.Getenv("TERM") != "dumb" {
+		return &barProgress{app: a, doing: doing}
 	}
-	every := 30 * time.Second
-	if text := a.Getenv("LORATOOL_PROGRESS"); text != "" {
-		seconds, err := strconv.ParseFloat(text, 64)
-		if err != nil || seconds <= 0 {
-			return noProgress{}
-		}
-		every = time.Duration(seconds * float64(time.Second))
+	if every == 0 {
+		return noProgress{}
 	}
-	return &lineProgress{app: a, every: every}
+	return &lineProgress{app: a, doing: doing, every: every}
+}
+
+// hasWidth reports whether a file is a terminal that a status line fits on. The
+// terminals of some build machines are 0 columns wide.
+func hasWidth(f *os.File) bool {
+	columns, _, err := term.GetSize(int(f.Fd()))
+	return err == nil && columns > 0
+}
+
+// progressInterval is the time between lines of progress, 0 for none.
+func (a *App) progressInterval() (time.Duration, error) {
+	text := a.Getenv("LORATOOL_PROGRESS")
+	if text == "" {
+		return 30 * time.Second, nil
+	}
+	seconds, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(seconds >= 0 && seconds <= 1e9) {
+		return 0, usagef("LORATOOL_PROGRESS: %q is not a number of seconds", text)
+	}
+	return time.Duration(seconds * float64(time.Second)), nil
 }
 
 type noProgress struct{}
@@ -49,6 +66,7 @@ func (noProgress) Finish()               {}
 // barProgress is one status line: bytes, rate, time left and the tensor.
 type barProgress struct {
 	app    *App
+	doing  string
 	bars   *mpb.Progress
 	bar    *mpb.Bar
 	tensor atomic.Pointer[string]
@@ -58,7 +76,7 @@ func (p *barProgress) Start(total int64) {
 	p.bars = mpb.New(mpb.WithOutput(p.app.Stderr), mpb.WithWidth(30), mpb.WithRefreshRate(200*time.Millisecond))
 	p.bar = p.bars.AddBar(total,
 		mpb.BarRemoveOnComplete(),
-		mpb.PrependDecorators(decor.CountersKibiByte("% .1f / % .1f")),
+		mpb.PrependDecorators(decor.Name(p.doing+" "), decor.CountersKibiByte("% .1f / % .1f")),
 		mpb.AppendDecorators(
 			decor.AverageSpeed(decor.SizeB1024(0), " % .1f"),
 			decor.Name("  "), decor.AverageETA(decor.ET_STYLE_GO),
@@ -87,6 +105,7 @@ func (p *barProgress) Finish() {
 // lineProgress writes a line at most every so often; a short run writes none.
 type lineProgress struct {
 	app   *App
+	doing string
 	every time.Duration
 
 	total int64
@@ -115,12 +134,20 @@ func (p *lineProgress) Advance(n int64, tensor string) {
 	rate := float64(done) / now.Sub(p.start).Seconds()
 	left := time.Duration(float64(p.total-done) / rate * float64(time.Second)).Round(time.Second)
 	if p.app.json {
-		fmt.Fprintf(p.app.Stderr, `{"message_type":"progress","bytes":%d,"total_bytes":%d,"bytes_per_second":%.0f,"seconds_left":%.0f}`+"\n",
-			done, p.total, rate, left.Seconds())
+		p.app.jsonLine(progressJSON{"progress", p.doing, done, p.total, number(math.Round(rate)), number(left.Seconds())})
 		return
 	}
-	fmt.Fprintf(p.app.Stderr, "loratool: %s of %s, %s/s, %s left, at %s\n",
+	fmt.Fprintf(p.app.Stderr, "loratool: %s: %s of %s, %s/s, %s left, at %s\n", p.doing,
 		formatSize(done), formatSize(p.total), formatSize(int64(rate)), left, oneLine(tensor))
+}
+
+type progressJSON struct {
+	Type        string `json:"message_type"`
+	Doing       string `json:"doing"`
+	Bytes       int64  `json:"bytes"`
+	TotalBytes  int64  `json:"total_bytes"`
+	Rate        number `json:"bytes_per_second"`
+	SecondsLeft number `json:"seconds_left"`
 }
 
 func (p *lineProgress) Finish() {}

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/plan"
 )
@@ -39,27 +39,33 @@ type (
 		Weight   *float64 `json:"weight,omitempty"`
 		Bytes    int64    `json:"bytes"`
 	}
+	decisionJSON struct {
+		Code    string   `json:"code"`
+		Message string   `json:"message"`
+		Tensors []string `json:"tensors"`
+	}
 	planJSON struct {
-		Schema      string          `json:"schema"`
-		Inputs      []inputJSON     `json:"inputs"`
-		Outputs     []outputJSON    `json:"outputs"`
-		Decisions   []plan.Decision `json:"decisions"`
-		Steps       map[string]int  `json:"steps"`
-		PeakMemory  int64           `json:"peak_memory_bytes"`
-		OutputBytes int64           `json:"output_bytes"`
-		FreeDisk    *int64          `json:"free_disk_bytes,omitempty"`
-		Exists      bool            `json:"output_exists"`
+		Schema      string         `json:"schema"`
+		Inputs      []inputJSON    `json:"inputs"`
+		Outputs     []outputJSON   `json:"outputs"`
+		Decisions   []decisionJSON `json:"decisions"`
+		Steps       map[string]int `json:"steps"`
+		PeakMemory  int64          `json:"peak_memory_bytes"`
+		OutputBytes int64          `json:"output_bytes"`
+		FreeDisk    *int64         `json:"free_disk_bytes,omitempty"`
+		Exists      bool           `json:"output_exists"`
+		Refusal     string         `json:"refusal,omitempty"`
 	}
 )
 
 // describe turns a plan into its published form.
-func (a *App) describe(p *plan.Plan, l *checkpoint.Layout, b engine.Allotment) planJSON {
+func (a *App) describe(p *plan.Plan, l *checkpoint.Layout, b engine.Allotment, refusal error) planJSON {
 	doc := planJSON{
-		Schema: "loratool.plan/v1", Decisions: p.Decisions, Steps: stepKinds(p),
+		Schema: "loratool.plan/v1", Decisions: decisionsOf(p), Steps: stepKinds(p),
 		PeakMemory: b.Peak, OutputBytes: l.Size(), Exists: pathExists(l.Path),
 	}
-	if doc.Decisions == nil {
-		doc.Decisions = []plan.Decision{}
+	if refusal != nil {
+		doc.Refusal = oneLine(refusal.Error())
 	}
 	for _, in := range p.Inputs {
 		j := inputJSON{Role: in.Role, Name: in.Name, Path: in.Path, Revision: in.Note}
@@ -96,6 +102,15 @@ func shapeOf(shape []int64) []int64 {
 	return shape
 }
 
+// decisionsOf makes lists where a plan has nothing.
+func decisionsOf(p *plan.Plan) []decisionJSON {
+	all := []decisionJSON{}
+	for _, d := range p.Decisions {
+		all = append(all, decisionJSON{d.Code, d.Message, append([]string{}, d.Tensors...)})
+	}
+	return all
+}
+
 // stepKinds counts the steps by what they do.
 func stepKinds(p *plan.Plan) map[string]int {
 	kinds := make(map[string]int)
@@ -113,52 +128,52 @@ func stepKinds(p *plan.Plan) map[string]int {
 	return kinds
 }
 
-// printPlan prints what --dry-run asks for.
-func (a *App) printPlan(p *plan.Plan, l *checkpoint.Layout, b engine.Allotment) error {
-	doc := a.describe(p, l, b)
+// printPlan prints what --dry-run asks for: what the run would do, and why it
+// would not.
+func (a *App) printPlan(m *merge.Merge, b engine.Allotment, refusal error) error {
+	doc := a.describe(m.Plan, m.Layout, b, refusal)
 	if a.json {
-		return a.printJSON(doc)
+		a.printJSON(doc)
+		return nil
 	}
-	w := tabwriter.NewWriter(a.Stdout, 0, 4, 2, ' ', 0)
+	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
 	for _, in := range doc.Inputs {
 		weight := ""
 		if in.Weight != nil {
-			weight = fmt.Sprintf("weight %g", *in.Weight)
+			weight = fmt.Sprintf("\tweight %g", *in.Weight)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", in.Role, oneLine(in.Path), formatSize(in.Bytes), weight)
+		fmt.Fprintf(w, "%s\t%s\t%s%s\n", in.Role, oneLine(in.Path), formatSize(in.Bytes), weight)
 	}
 	for _, o := range doc.Outputs {
 		tensors := ""
 		if len(o.Tensors) > 0 {
-			tensors = fmt.Sprintf("%d tensors", len(o.Tensors))
+			tensors = fmt.Sprintf("\t%d tensors", len(o.Tensors))
 		}
-		fmt.Fprintf(w, "write\t%s\t%d bytes\t%s\n", oneLine(o.Path), o.Bytes, tensors)
+		fmt.Fprintf(w, "write\t%s\t%d bytes%s\n", oneLine(o.Path), o.Bytes, tensors)
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	a.printTensorPlan(p)
-	fmt.Fprintf(a.Stdout, "steps: %s\n", countList(doc.Steps))
+	w.Flush() // a.out keeps what goes wrong
+	a.printTensorPlan(m.Plan)
+	fmt.Fprintf(a.out, "steps: %s\n", countList(doc.Steps))
 	for _, d := range doc.Decisions {
-		fmt.Fprintf(a.Stdout, "decision: %s%s\n", oneLine(d.Message), tensorList(d.Tensors))
+		fmt.Fprintf(a.out, "decision: %s%s\n", oneLine(d.Message), tensorList(d.Tensors))
 	}
-	fmt.Fprintf(a.Stdout, "peak memory %s, output %s", formatSize(doc.PeakMemory), formatSize(doc.OutputBytes))
+	fmt.Fprintf(a.out, "peak memory %s, output %s", formatSize(doc.PeakMemory), formatSize(doc.OutputBytes))
 	if doc.FreeDisk != nil {
-		fmt.Fprintf(a.Stdout, ", free disk %s", formatSize(*doc.FreeDisk))
-		if *doc.FreeDisk < doc.OutputBytes {
-			fmt.Fprint(a.Stdout, " (NOT ENOUGH)")
-		}
+		fmt.Fprintf(a.out, ", free disk %s", formatSize(*doc.FreeDisk))
 	}
-	fmt.Fprintln(a.Stdout)
-	if doc.Exists {
-		fmt.Fprintf(a.Stdout, "%s exists: the run needs --force\n", oneLine(l.Path))
+	fmt.Fprintln(a.out)
+	if refusal != nil {
+		fmt.Fprintf(a.out, "the run would stop: %s\n", doc.Refusal)
+		for _, h := range hintsFor(refusal) {
+			fmt.Fprintf(a.out, "hint: %s\n", oneLine(h))
+		}
 	}
 	return nil
 }
 
 // printTensorPlan lists the tensors that change, with what is done to them.
 func (a *App) printTensorPlan(p *plan.Plan) {
-	w := tabwriter.NewWriter(a.Stdout, 0, 4, 2, ' ', 0)
+	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
 	for i := range p.Steps {
 		s := &p.Steps[i]
 		if s.Copies() && s.Read.Tensor == s.Write.Tensor && s.Read.Input == 0 {
@@ -219,23 +234,23 @@ type (
 		Tensor       string  `json:"tensor"`
 		Shape        []int64 `json:"shape"`
 		DType        string  `json:"dtype"`
-		BaseNorm     float64 `json:"base_norm"`
-		DeltaNorm    float64 `json:"delta_norm"`
-		RoundingNorm float64 `json:"rounding_norm"`
-		Survival     float64 `json:"delta_survival"`
+		BaseNorm     number  `json:"base_norm"`
+		DeltaNorm    number  `json:"delta_norm"`
+		RoundingNorm number  `json:"rounding_norm"`
+		Survival     number  `json:"delta_survival"`
 	}
 	summaryJSON struct {
 		Tensors   int            `json:"tensors"`
 		Steps     map[string]int `json:"steps"`
-		DeltaNorm float64        `json:"delta_norm"`
-		Survival  float64        `json:"delta_survival"`
+		DeltaNorm number         `json:"delta_norm"`
+		Survival  number         `json:"delta_survival"`
 		Low       []string       `json:"low_survival"`
 	}
 	mergeJSON struct {
 		Schema    string            `json:"schema"`
 		Output    string            `json:"output"`
 		Bytes     int64             `json:"bytes"`
-		Decisions []plan.Decision   `json:"decisions"`
+		Decisions []decisionJSON    `json:"decisions"`
 		Tensors   []reportJSON      `json:"tensors"`
 		Summary   summaryJSON       `json:"summary"`
 		Inputs    map[string]string `json:"sha256"`
@@ -250,43 +265,61 @@ type (
 )
 
 // printReport prints what a merge did.
-func (a *App) printReport(m *merge.Merge, r mergeReport) error {
+func (a *App) printReport(m *merge.Merge, r mergeReport, verbose bool) error {
 	doc := mergeJSON{
 		Schema: "loratool.merge/v1", Output: m.Layout.Path, Bytes: m.Layout.Size(),
-		Decisions: m.Plan.Decisions, Tensors: []reportJSON{}, Inputs: r.Hashes,
+		Decisions: decisionsOf(m.Plan), Tensors: []reportJSON{}, Inputs: r.Hashes,
 		Summary: summarize(m.Plan, r.Report),
 	}
-	if doc.Decisions == nil {
-		doc.Decisions = []plan.Decision{}
-	}
 	for _, t := range r.Tensors {
-		doc.Tensors = append(doc.Tensors, reportJSON{t.Tensor, shapeOf(t.Shape), t.DType, t.BaseNorm, t.DeltaNorm, t.RoundingNorm, t.Survival})
+		doc.Tensors = append(doc.Tensors, reportJSON{
+			t.Tensor, shapeOf(t.Shape), t.DType,
+			number(t.BaseNorm), number(t.DeltaNorm), number(t.RoundingNorm), number(t.Survival),
+		})
 	}
 	if v := r.verified; v != nil {
 		doc.Verified = &verifiedJSON{v.Copied, v.Computed, v.Values, v.Nearest}
 	}
 	if a.json {
-		return a.printJSON(doc)
-	}
-	fmt.Fprintln(a.Stdout, doc.Output)
-	if a.quiet {
+		a.printJSON(doc)
 		return nil
 	}
-	for _, d := range doc.Decisions {
-		fmt.Fprintf(a.Stderr, "loratool: %s%s\n", oneLine(d.Message), tensorList(d.Tensors))
+	fmt.Fprintln(a.out, doc.Output)
+	if verbose {
+		a.printTensorReport(doc.Tensors)
 	}
-	fmt.Fprintf(a.Stderr, "loratool: %d tensors (%s), %s; the change has norm %.4g and %s of it survived rounding\n",
-		doc.Summary.Tensors, countList(doc.Summary.Steps), formatSize(doc.Bytes), doc.Summary.DeltaNorm, percent(doc.Summary.Survival))
-	if v := doc.Verified; v != nil {
-		fmt.Fprintf(a.Stderr, "loratool: verified: %d tensors are the input's bytes; %d computed again in float64: %s of their values are the nearest the type has, the rest within a float32 sum of it\n",
-			v.Copied, v.Computed, percent(float64(v.Nearest)/float64(max(v.Values, 1))))
-	}
-	if low := doc.Summary.Low; len(low) > 0 {
-		fmt.Fprintf(a.Stderr, "loratool: warning: less than %s of the change survived in %d tensors%s\n",
-			percent(survivalWarning), len(low), tensorList(low))
-		fmt.Fprintf(a.Stderr, "hint: --dtype f32 keeps it all; the adapter's change is small against the steps of the output type\n")
+	if !a.quiet {
+		a.printSummary(doc)
 	}
 	return nil
+}
+
+// printTensorReport is the table of --verbose.
+func (a *App) printTensorReport(tensors []reportJSON) {
+	w := tabwriter.NewWriter(a.Stderr, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "tensor\tdtype\tshape\tchange/base\trounding/change\tsurvived")
+	for _, t := range tensors {
+		fmt.Fprintf(w, "%s\t%s\t%v\t%s\t%s\t%s\n", oneLine(t.Tensor), t.DType, tensor.Shape(t.Shape),
+			ratio(t.DeltaNorm, t.BaseNorm), ratio(t.RoundingNorm, t.DeltaNorm), percent(t.Survival))
+	}
+	w.Flush()
+}
+
+// printSummary says on stderr what a person wants to know.
+func (a *App) printSummary(doc mergeJSON) {
+	for _, d := range doc.Decisions {
+		a.note("%s%s", d.Message, tensorList(d.Tensors))
+	}
+	a.note("%d tensors (%s), %s; the change has norm %.4g and %s of it survived rounding",
+		doc.Summary.Tensors, countList(doc.Summary.Steps), formatSize(doc.Bytes), doc.Summary.DeltaNorm, percent(doc.Summary.Survival))
+	if v := doc.Verified; v != nil {
+		a.note("verified: %d tensors are the input's bytes; %d computed again in float64: %s of their values are the nearest the type has, the rest within a float32 sum of it",
+			v.Copied, v.Computed, percent(number(v.Nearest)/number(max(v.Values, 1))))
+	}
+	if low := doc.Summary.Low; len(low) > 0 {
+		a.note("warning: less than %s of the change survived in %d tensors%s", percent(survivalWarning), len(low), tensorList(low))
+		fmt.Fprintln(a.Stderr, "hint: --dtype f32 keeps it all; the adapter's change is small against the steps of the output type")
+	}
 }
 
 // summarize adds the report up over the model.
@@ -301,21 +334,22 @@ func summarize(p *plan.Plan, r engine.Report) summaryJSON {
 			s.Low = append(s.Low, t.Tensor)
 		}
 	}
-	s.DeltaNorm = math.Sqrt(delta)
+	s.DeltaNorm = number(math.Sqrt(delta))
 	if delta > 0 {
-		s.Survival = kept / delta
+		s.Survival = number(kept / delta)
 	}
 	return s
 }
 
-func percent(share float64) string { return fmt.Sprintf("%.2f%%", 100*share) }
+func percent(share number) string { return fmt.Sprintf("%.2f%%", 100*share) }
 
-// printJSON prints the one document of a command.
-func (a *App) printJSON(doc any) error {
-	e := json.NewEncoder(a.Stdout)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(doc)
+// ratio writes a/b, or a dash where it says nothing.
+func ratio(a, b number) string {
+	r := float64(a / b)
+	if math.IsNaN(r) || math.IsInf(r, 0) {
+		return "-"
+	}
+	return fmt.Sprintf("%.3g", r)
 }
 
 func pathExists(path string) bool {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 )
@@ -17,6 +16,9 @@ var units = []struct {
 	{"B", 1},
 }
 
+// maxSize is larger than any disk and leaves room for sums of sizes.
+const maxSize = 1 << 60
+
 // size is a flag value in bytes: "128MiB", "5GB", "4096".
 type size int64
 
@@ -27,7 +29,7 @@ func (s *size) String() string {
 	return formatSize(int64(*s))
 }
 
-func (s *size) Type() string { return "size" }
+func (s *size) Type() string { return "SIZE" }
 
 func (s *size) Set(text string) error {
 	number, factor := text, 1.0
@@ -38,10 +40,42 @@ func (s *size) Set(text string) error {
 		}
 	}
 	v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-	if err != nil || math.IsNaN(v) || v <= 0 || v*factor >= math.MaxInt64 {
+	if v *= factor; err != nil || !(v >= 1 && v <= maxSize) {
 		return fmt.Errorf("%q is not a size such as 128MiB or 5GB", text)
 	}
-	*s = size(v * factor)
+	*s = size(v)
+	return nil
+}
+
+// enough writes bytes as a size that is not smaller.
+func enough(n int64) string {
+	if n > 64<<20 {
+		return fmt.Sprintf("%dMiB", (n+1<<20-1)>>20)
+	}
+	return fmt.Sprintf("%dKiB", (n+1<<10-1)>>10)
+}
+
+// count is a flag value of at least 1: "--jobs 4".
+type count int
+
+// maxCount is far above any machine's processors, and small enough to count to.
+const maxCount = 1 << 14
+
+func (c *count) String() string {
+	if *c == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(*c))
+}
+
+func (c *count) Type() string { return "COUNT" }
+
+func (c *count) Set(text string) error {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > maxCount {
+		return fmt.Errorf("%q is not a number from 1 to %d", text, maxCount)
+	}
+	*c = count(n)
 	return nil
 }
 

@@ -1,12 +1,13 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/loratool/loratool/internal/kernel"
 )
 
 // buildVersion is the module's version as the toolchain stamped it, "devel" for
@@ -34,8 +35,14 @@ func (a *App) newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Version, build and platform",
-		Args:  noArgs,
-		RunE:  func(*cobra.Command, []string) error { return a.runVersion() },
+		Long: `Print the version, the revision it was built from, the Go version, the platform
+and the kernels in use.
+
+Examples:
+  loratool version
+  loratool version --json`,
+		Args: noArgs,
+		RunE: func(*cobra.Command, []string) error { return a.runVersion() },
 	}
 }
 
@@ -51,21 +58,20 @@ func (a *App) runVersion() error {
 		Kernels  string `json:"kernels"`
 	}{
 		"loratool.version/v1", buildVersion(), buildSetting("vcs.revision"), buildSetting("vcs.modified") == "true",
-		runtime.Version(), runtime.GOOS, runtime.GOARCH, "generic",
+		runtime.Version(), runtime.GOOS, runtime.GOARCH, kernel.Level(),
 	}
 	if a.json {
-		e := json.NewEncoder(a.Stdout)
-		e.SetIndent("", "  ")
-		return e.Encode(v)
+		a.printJSON(v)
+		return nil
 	}
-	fmt.Fprintf(a.Stdout, "loratool %s\n", v.Version)
+	fmt.Fprintf(a.out, "loratool %s\n", v.Version)
 	if v.Revision != "" {
 		dirty := ""
 		if v.Modified {
 			dirty = " (modified)"
 		}
-		fmt.Fprintf(a.Stdout, "revision %s%s\n", v.Revision, dirty)
+		fmt.Fprintf(a.out, "revision %s%s\n", v.Revision, dirty)
 	}
-	fmt.Fprintf(a.Stdout, "%s %s/%s, %s kernels\n", v.Go, v.OS, v.Arch, v.Kernels)
+	fmt.Fprintf(a.out, "%s %s/%s, %s kernels\n", v.Go, v.OS, v.Arch, v.Kernels)
 	return nil
 }
