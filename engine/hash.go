@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
-	"os"
+	"io/fs"
 
+	"github.com/loratool/loratool/internal/saferead"
 	"github.com/loratool/loratool/plan"
 )
 
@@ -30,7 +32,10 @@ func hashInputs(ctx context.Context, p *plan.Plan) (map[string]string, error) {
 }
 
 func hashFile(ctx context.Context, f plan.File, buf []byte) (string, error) {
-	file, err := os.Open(f.Path)
+	file, _, err := saferead.OpenRegular(f.Path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, saferead.ErrNotRegular) {
+		return "", &InputChangedError{f.Name}
+	}
 	if err != nil {
 		return "", err
 	}

@@ -90,6 +90,15 @@ func TestPrefix(t *testing.T) {
 	}
 }
 
+// TestPrefixOfNorms guards that the rule also holds for parameters that are no
+// matrices.
+func TestPrefixOfNorms(t *testing.T) {
+	a := align(t, mustOpen(t, `{"peft_type":"LN_TUNING"}`, "base_model.model.layers.0.input_layernorm.ln_tuning_layers.weight:8"), llama(t, "model.", 1), adapter.Family{})
+	if want := "layers.0.input_layernorm.weight [8] = model.layers.0.input_layernorm.weight[0:8]<0"; places(a) != want {
+		t.Errorf("got %s, want %s", places(a), want)
+	}
+}
+
 // TestOtherLayer guards that an adapter of a deeper model is refused: its last
 // layer must not end up on another one.
 func TestOtherLayer(t *testing.T) {
@@ -113,7 +122,7 @@ func TestNoTarget(t *testing.T) {
 		t.Errorf("near %q, want %q", mismatch.Near, want)
 	}
 	long := mustOpen(t, `{"peft_type":"LORA","r":2,"lora_alpha":4}`, pair(strings.Repeat("x", 5000), 8, 2, 8)...)
-	_, err = adapter.Align(long, llama(t, "model.", 1), adapter.Family{})
+	_, err = adapter.Align(long, llama(t, "model.", 1, strings.Repeat("x", 4990)+".weight:8x8"), adapter.Family{})
 	if mismatch, ok := errors.AsType[*adapter.MismatchError](err); !ok || len(mismatch.Near) != 0 {
 		t.Errorf("error %T, want a MismatchError without near names", err)
 	}
@@ -204,8 +213,11 @@ func TestSaved(t *testing.T) {
 
 // TestSavedNames guards that whole tensors get their names by the same rule.
 func TestSavedNames(t *testing.T) {
-	a := mustOpen(t, lora2, append(qv("", 0), "base_model.model.norm.weight:8", "base_model.model.fresh.weight:8")...)
-	out := align(t, a, llama(t, "model.", 1), adapter.Family{})
+	a := mustOpen(t, lora2, append(qv("", 0), "base_model.model.norm.weight:8", "base_model.model.fresh.weight:8", "base_model.model.lm_head.weight:32x8")...)
+	out := align(t, a, llama(t, "model.", 1, "lm_head.weight:32x8"), adapter.Family{})
+	if got := out.BaseName("lm_head.weight"); got != "lm_head.weight" {
+		t.Errorf("lm_head.weight, which is in the base by that name, is %q", got)
+	}
 	if got := out.BaseName("norm.weight"); got != "model.norm.weight" {
 		t.Errorf("norm.weight is %q", got)
 	}
@@ -241,8 +253,8 @@ func TestPlaces(t *testing.T) {
 	t.Run("older name", func(t *testing.T) {
 		b := specs(t, "m.block_sparse_moe.gate.weight:4x8")
 		a := align(t, mustOpen(t, lora4, pair("m.mlp.gate", 4, 4, 8)...), b, adapter.Family{})
-		if want := "m.mlp.gate.weight [4, 8] = m.block_sparse_moe.gate.weight[0:4]<0"; places(a) != want {
-			t.Errorf("got %s, want %s", places(a), want)
+		if want := "m.mlp.gate.weight [4, 8] = m.block_sparse_moe.gate.weight[0:4]<0"; places(a) != want || a.From != a.To {
+			t.Errorf("got %s by the rule %q -> %q, want %s by none", places(a), a.From, a.To, want)
 		}
 	})
 	t.Run("convolution", func(t *testing.T) {

@@ -153,6 +153,7 @@ func TestCovers(t *testing.T) {
 		{"one layer", `"target_modules":["q"],"layers_to_transform":0`, "m.layers.0.q", "m.layers.1.q"},
 		{"layers of one list", `"target_modules":["q"],"layers_to_transform":[1],"layers_pattern":"h"`, "m.h.1.q", "m.layers.1.q m.layers.1.h.2.q"},
 		{"layers of two lists", `"target_modules":["q"],"layers_to_transform":[1],"layers_pattern":["h","blocks"]`, "m.h.1.q m.blocks.1.q", "m.layers.1.q"},
+		{"an expression names its layers itself", `"target_modules":".*q","layers_to_transform":[1]`, "m.layers.0.q", "m.k"},
 		{"null is all layers", `"target_modules":["q"],"layers_to_transform":null,"layers_pattern":null`, "m.layers.5.q m.q", "m.k"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"unicode"
@@ -74,9 +75,10 @@ type Model struct {
 	IsFolder bool
 	Config   *strictjson.Object // config.json or adapter_config.json, nil without one
 
-	files  []*file
-	specs  []tensor.Spec
-	byName map[string]located
+	settings []*file // the JSON files that were read, before they were
+	files    []*file
+	specs    []tensor.Spec
+	byName   map[string]located
 }
 
 // file is one container file of a model.
@@ -128,6 +130,7 @@ func open(ref string, cache hfrepo.Cache, folder func(*Model) error) (*Model, er
 		m.IsFolder = st.IsDir()
 	}
 	if m.IsFolder {
+		m.noteSettings()
 		err = folder(m)
 	} else {
 		err = m.openFile(m.Path)
@@ -140,6 +143,17 @@ func open(ref string, cache hfrepo.Cache, folder func(*Model) error) (*Model, er
 		return nil, err
 	}
 	return m, nil
+}
+
+// noteSettings remembers what the JSON files of the folder are before they are
+// read.
+func (m *Model) noteSettings() {
+	for _, name := range []string{configName, adapterConfigName, indexName} {
+		path := filepath.Join(m.Path, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			m.settings = append(m.settings, &file{name: name, path: path, info: info})
+		}
+	}
 }
 
 // baseName returns the last element of a path; of "." and "..", that of the
@@ -436,15 +450,7 @@ func (m *Model) Metadata() map[string]string {
 // mean, as they have to be recorded for provenance.
 func (m *Model) Files() []InputFile {
 	var files []InputFile
-	if m.IsFolder {
-		for _, name := range []string{configName, adapterConfigName, indexName} {
-			path := filepath.Join(m.Path, name)
-			if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-				files = append(files, InputFile{name, path, st.Size()})
-			}
-		}
-	}
-	for _, f := range m.files {
+	for _, f := range slices.Concat(m.settings, m.files) {
 		files = append(files, InputFile{f.name, f.path, f.info.Size()})
 	}
 	return files
@@ -456,10 +462,10 @@ type InputFile struct {
 	Size       int64
 }
 
-// CheckUnchanged fails if a weight file is not the one that was opened: another
-// process has written to it or put another in its place.
+// CheckUnchanged fails if a file is not the one that was opened: another process
+// has written to it or put another in its place.
 func (m *Model) CheckUnchanged() error {
-	for _, f := range m.files {
+	for _, f := range slices.Concat(m.settings, m.files) {
 		now, err := os.Stat(f.path)
 		if err != nil {
 			return asInputError(f.path, err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/internal/fsatomic"
+	"github.com/loratool/loratool/internal/saferead"
 )
 
 // Sink is a layout being written. WriteAt is safe for concurrent use; nothing
@@ -214,19 +215,16 @@ func (s *Sink) writeSidecar(sc Sidecar) error {
 		return err
 	}
 	if sc.Source != "" {
-		src, err := os.Open(sc.Source)
+		src, size, err := saferead.OpenRegular(sc.Source)
 		if err != nil {
-			return err
+			return asInputError(sc.Source, err)
 		}
 		defer src.Close()
-		n, err := io.Copy(io.NewOffsetWriter(f, 0), io.LimitReader(src, sc.Size+1))
-		if err != nil {
-			return err
+		n, err := io.Copy(io.NewOffsetWriter(f, 0), io.LimitReader(src, sc.Size))
+		if err == nil && (n != sc.Size || size != sc.Size) {
+			err = inputErrorf(sc.Source, "the file changed while it was read")
 		}
-		if n != sc.Size {
-			return fmt.Errorf("%s changed while it was read", sc.Source)
-		}
-		return nil
+		return err
 	}
 	data := sc.Data
 	if sc.Final != nil {
