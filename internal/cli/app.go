@@ -17,6 +17,7 @@ import (
 	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/internal/fsatomic"
+	"github.com/loratool/loratool/internal/kernel"
 )
 
 // App is what a command may use of the outside world.
@@ -68,6 +69,11 @@ func (a *App) execute(ctx context.Context, args []string) (err error) {
 		}
 	}()
 	a.out = &stickyWriter{w: a.Stdout}
+	if level := a.Getenv("LORATOOL_CPU"); level != "" {
+		if err := kernel.Use(level); err != nil {
+			return usagef("LORATOOL_CPU: %w", err)
+		}
+	}
 	root := a.newRoot()
 	root.SetArgs(args)
 	if err := root.ExecuteContext(ctx); a.out.err == nil {

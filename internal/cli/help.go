@@ -93,6 +93,8 @@ func newEnvironment() *cobra.Command {
   HF_HOME, HF_HUB_CACHE   where the local hub cache lies (read only)
   LORATOOL_MEMORY         default of --memory
   LORATOOL_JOBS           default of --jobs
+  LORATOOL_CPU            kernels to use: generic, avx2 or avx512 (default: the
+                          best of this CPU; all give the same bytes)
   LORATOOL_PROGRESS       seconds between progress lines when stderr is no
                           terminal (default 30); 0 for none
   LORATOOL_DEBUG          print a stack with an internal error
