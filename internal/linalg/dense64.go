@@ -35,7 +35,7 @@ const (
 // Only the lower triangle is computed; the upper one is its mirror.
 func gram[T float32 | float64](x []T, rows, cols, stride int, g dense64, threads int) {
 	clear(g.data)
-	// Rows are dealt in units so that the triangle is shared about equally: unit u
+	// Rows are dealt in units so that each thread gets about as much of the triangle: unit u
 	// of the first half goes with its mirror.
 	units := (rows + 3) / 4
 	parallel(threads, (units+1)/2, 1, func(from, to int) {

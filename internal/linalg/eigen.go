@@ -220,8 +220,9 @@ func (t tridiagonal) ql(d []float64, z dense64) {
 	for i := range n {
 		anorm = max(anorm, math.Abs(d[i])+math.Abs(e[i]))
 	}
+	const maxShifts = 60 // per value; two are usual
 	for l := range n {
-		for {
+		for range maxShifts {
 			m := l
 			for ; m < n-1; m++ {
 				if scale := math.Abs(d[m]) + math.Abs(d[m+1]); math.Abs(e[m]) <= machineEpsilon*scale || math.Abs(e[m]) <= machineEpsilon/8*anorm/float64(n) {

@@ -12,3 +12,9 @@ func Gram(x Matrix, threads int) []float64 {
 	gram(x.Data, x.Rows, x.Cols, x.Stride, g, threads)
 	return g.data
 }
+
+// Certify opens the check of a decomposition of a to tests.
+func Certify(a Matrix, d *SVD) error {
+	p := problem{rows: a.Rows, cols: a.Cols, squares: d.Norm * d.Norm, threads: 1}
+	return p.certify(a, 1, d)
+}

@@ -3,13 +3,13 @@ package linalg
 import "github.com/loratool/loratool/internal/kernel"
 
 // Sizes of the blocks, in numbers: a block of A (mc x kc, 0.5 MiB) stays in a
-// second-level cache of 1 MiB, one packed panel of B (kc x NR, at most 48 KiB)
+// second-level cache of 1 MiB, one packed panel of B (kc x NR, at most 64 KiB)
 // is used once per panel of A, and a block of B (kc x nc) stays in the last
 // level. If all of A fits one block, B is cut narrower, so that what has just
 // been packed is still in the second level.
 const (
-	kc       = 384
-	mc       = 336
+	kc       = 512
+	mc       = 252
 	nc       = 4096
 	narrowNC = 128
 )
@@ -21,7 +21,7 @@ const (
 // with A rows x inner, B inner x cols and C rows x cols; A and B may be
 // transposed views, C may not and must not overlap them. C is not read if beta
 // is 0. A is scaled by alpha before it is multiplied. The sum over the inner
-// dimension is cut at multiples of 384; each piece is one sum of
+// dimension is cut at multiples of 512; each piece is one sum of
 // [kernel.GemmKernel] and the pieces are added in ascending order, so the result
 // does not depend on threads, nor an element on the other rows and columns.
 func Gemm(alpha float32, a, b Matrix, beta float32, c Matrix, threads int) {

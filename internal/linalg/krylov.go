@@ -1,6 +1,7 @@
 package linalg
 
 import (
+	"fmt"
 	"math"
 
 	"github.com/loratool/loratool/internal/kernel"
@@ -67,8 +68,9 @@ type krylov struct {
 	threads    int
 }
 
-// iterate runs the iteration until the estimate of the excess meets the limit.
-func (p problem) iterate(a Operator) SVD {
+// iterate runs the iteration until the estimate of the excess meets the limit. It
+// fails only if a product with the operator is not finite.
+func (p problem) iterate(a Operator) (SVD, error) {
 	if p.rows < p.cols {
 		a = flipped{a}
 	}
@@ -82,9 +84,12 @@ func (p problem) iterate(a Operator) SVD {
 	report, rank, e := Report{}, 0, eigen{}
 	var history [3][]float64 // squared singular values of the last checks, the newest first
 	for {
-		left := k.expandLeft(block)
+		left, err := k.expandLeft(block)
+		if err != nil {
+			return SVD{}, err
+		}
 		report.Steps++
-		last := k.kv == cols || report.Steps >= p.maxSteps
+		last := k.kv == cols || report.Steps >= p.maxSteps && k.kv >= p.rank
 		if last || p.due(k.kv, len(history[0])) {
 			e = symEigen(k.gramMatrix())
 			history = [3][]float64{e.values, history[0], history[1]}
@@ -102,13 +107,15 @@ func (p problem) iterate(a Operator) SVD {
 				break
 			}
 		}
-		block = k.expandRight(left)
+		if block, err = k.expandRight(left); err != nil {
+			return SVD{}, err
+		}
 	}
 	left, right, s := k.triplets(e, rank)
 	if p.rows < p.cols {
 		left, right = right, left
 	}
-	return p.finish(left, right, s, report)
+	return p.finish(left, right, s, report), nil
 }
 
 // due reports whether a basis of kv vectors is to be checked, checked being its
@@ -161,9 +168,12 @@ func (k *krylov) start(width int) Matrix {
 }
 
 // expandLeft takes the newest block of V and makes the block of U.
-func (k *krylov) expandLeft(block Matrix) Matrix {
+func (k *krylov) expandLeft(block Matrix) (Matrix, error) {
 	y := NewMatrix(block.Rows, k.rows, nil)
 	k.op.Mul(y, block, k.threads)
+	if err := checkProduct(y); err != nil {
+		return y, err
+	}
 	coefficients := k.orthonormalize(y, NewMatrix(k.ku, k.rows, k.u), k.floor)
 	k.u = append(k.u, y.Data...)
 	k.ku += y.Rows
@@ -176,20 +186,31 @@ func (k *krylov) expandLeft(block Matrix) Matrix {
 		}
 		k.gram = append(k.gram, products)
 	}
-	return y
+	return y, nil
 }
 
 // expandRight takes the newest block of U and makes the next one of V.
-func (k *krylov) expandRight(left Matrix) Matrix {
+func (k *krylov) expandRight(left Matrix) (Matrix, error) {
 	z := NewMatrix(min(left.Rows, k.cols-k.kv), k.cols, nil)
 	if z.Rows < left.Rows { // the space ends within this block
 		left = left.slice(0, z.Rows, 0, left.Cols)
 	}
 	k.op.MulT(z, left, k.threads)
+	if err := checkProduct(z); err != nil {
+		return z, err
+	}
 	k.orthonormalize(z, NewMatrix(k.kv, k.cols, k.v), k.floor)
 	k.v = append(k.v, z.Data...)
 	k.kv += z.Rows
-	return z
+	return z, nil
+}
+
+// checkProduct refuses a product that is not finite, before it spreads.
+func checkProduct(y Matrix) error {
+	if _, err := summarize(y, 1); err != nil {
+		return fmt.Errorf("product with the operator: %w", err)
+	}
+	return nil
 }
 
 // orthonormalize makes the rows of y orthonormal to each other and to those of
@@ -233,7 +254,7 @@ func (k *krylov) orthonormalize(y, basis Matrix, floor float64) dense64 {
 				f.l.row(i)[i] = 1
 			}
 		}
-		copy(y.Data, k.apply(invertLower(f.l), y).Data)
+		copy(y.Data, applyInverse(f, y, k.threads).Data)
 		for i, zero := range f.zero {
 			if zero {
 				row := y.row(i)

@@ -58,7 +58,7 @@ func orthonormalRows(x Matrix, threads int) (q Matrix, l dense64) {
 	}
 	original := q
 	l = identity(k)
-	for pass := range 2 {
+	for range 2 {
 		g := newDense64(k, k)
 		gram(q.Data, k, q.Cols, q.Stride, g, threads)
 		factor := cholesky(g, choleskyLimit, 0)
@@ -66,18 +66,7 @@ func orthonormalRows(x Matrix, threads int) (q Matrix, l dense64) {
 			q, l = householderRows(original)
 			break
 		}
-		inverse := invertLower(factor.l)
-		var next Matrix
-		if pass == 0 {
-			// In float64, or the rounding of products with large elements of the
-			// inverse would stay in L*Q. The second inverse is near the identity.
-			wide := newDense64(k, q.Cols)
-			multiply64(inverse, q.Data, q.Stride, wide, threads)
-			next = wide.float32s()
-		} else {
-			next = NewMatrix(k, q.Cols, nil)
-			Gemm(1, inverse.float32s(), q, 0, next, threads)
-		}
+		next := applyInverse(factor, q, threads)
 		product := newDense64(k, k)
 		multiply64(l, factor.l.data, k, product, 1)
 		q, l = next, product
@@ -117,6 +106,7 @@ type choleskyFactor struct {
 	zero      []bool // rows whose pivot was too small
 	deficient int
 	scatter   float64 // largest |G-I|, a measure of how orthonormal the rows were
+	pivot     float64 // smallest ratio of a pivot to the norm of its row, of the others
 }
 
 // cholesky factors G. A row is deficient if its pivot, the norm of its part
@@ -124,7 +114,7 @@ type choleskyFactor struct {
 // at most floor.
 func cholesky(g dense64, relative, floor float64) choleskyFactor {
 	n := g.rows
-	f := choleskyFactor{l: newDense64(n, n), zero: make([]bool, n)}
+	f := choleskyFactor{l: newDense64(n, n), zero: make([]bool, n), pivot: 1}
 	for i := range n {
 		row := f.l.row(i)
 		for j := range i {
@@ -143,8 +133,25 @@ func cholesky(g dense64, relative, floor float64) choleskyFactor {
 			continue
 		}
 		row[i] = math.Sqrt(pivot)
+		f.pivot = min(f.pivot, math.Sqrt(pivot/whole))
 	}
 	return f
+}
+
+// applyInverse returns L^-1 * Y. With large elements in the inverse the rounding
+// of a float32 product would stay in L times the result, so it is float64 then:
+// ten times slower, and only rounded at the end.
+func applyInverse(f choleskyFactor, y Matrix, threads int) Matrix {
+	const tame = 1.0 / 16 // pivots above cost at most four bits
+	inverse := invertLower(f.l)
+	if f.pivot < tame {
+		wide := newDense64(y.Rows, y.Cols)
+		multiply64(inverse, y.Data, y.Stride, wide, threads)
+		return wide.float32s()
+	}
+	product := NewMatrix(y.Rows, y.Cols, nil)
+	Gemm(1, inverse.float32s(), y, 0, product, threads)
+	return product
 }
 
 // invertLower returns the inverse of a lower triangle.

@@ -16,7 +16,7 @@ const (
 	// float32 products, each a few roundings away, and the elements are rounded.
 	orthogonality = 64 * roundoff
 	// triplet is how far A*V and U*S may be apart in a column, relative to the
-	// largest singular value: float32 products with sums cut at 384 terms, where
+	// largest singular value: float32 products with sums cut at 512 terms, where
 	// errors grow like the root, and the same once more for the coefficients.
 	triplet = 64 * roundoff
 	// excessLow and excessHigh are the promised excess of the residual over the
@@ -143,13 +143,19 @@ func checkExcess(t *testing.T, name string, a linalg.Matrix, d linalg.SVD, best,
 			}
 		}
 		residual = math.Sqrt(sum) / d.Norm
-		// Squares compare to rounding, those of an operator's probes only roughly.
-		if got, want := d.Residual*d.Residual, residual*residual; !(math.Abs(got-want) <= 4*roundoff+excess*want) {
+		// Squares compare to rounding; the probes that report a small one for an
+		// operator scatter between 0.2 and 2.4 times the truth.
+		got, want := d.Residual*d.Residual, residual*residual
+		limit := 16*roundoff + excess*want // what the captured energy is trusted to
+		if !d.Exact && want < 4e-6 {
+			limit += 1.4 * want
+		}
+		if !(math.Abs(got-want) <= limit) {
 			t.Errorf("%s: residual %v is reported as %v", name, residual, d.Residual)
 		}
 	}
-	// Where nothing is left, rounding is.
-	if limit := best/d.Norm*(1+excess) + 16*roundoff; !(residual <= limit) {
+	// Where nothing is left, rounding is: that of the triplets.
+	if limit := best/d.Norm*(1+excess) + triplet; !(residual <= limit) {
 		t.Errorf("%s: residual %v, want at most %v, with %d steps, converged %v, estimate %v", name, residual, limit, d.Steps, d.Converged, d.Excess)
 	}
 }
@@ -350,8 +356,8 @@ func TestScales(t *testing.T) {
 	}
 }
 
-// TestThreads guards that the number of threads changes no bit, and a repeated
-// call neither, and that other data give another start.
+// TestThreads guards that neither the number of threads nor a repeated call
+// changes a bit.
 func TestThreads(t *testing.T) {
 	eachLevel(t, func(t *testing.T) {
 		for _, a := range []linalg.Matrix{
@@ -383,6 +389,44 @@ func TestThreads(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestLevels guards that the kernels of every level find the same values. The
+// vectors may differ where values are close.
+func TestLevels(t *testing.T) {
+	var results []linalg.SVD
+	n := 256
+	a := withSpectrum(n, n+9, spectrum("Q", n), 1)
+	eachLevel(t, func(t *testing.T) {
+		d, err := linalg.Truncate(a, linalg.Options{Rank: 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		results = append(results, d)
+	})
+	for _, d := range results[1:] {
+		for i, s := range d.S {
+			if want := results[0].S[i]; !(math.Abs(s-want) <= triplet*want) {
+				t.Errorf("S[%d] = %v, the first level has %v", i, s, want)
+			}
+		}
+	}
+}
+
+// TestSteps guards that a bound on the steps ends the iteration, says so, and
+// still gives as many triplets as were asked for.
+func TestSteps(t *testing.T) {
+	a := withSpectrum(400, 300, spectrum("P", 300), 2)
+	for _, rank := range []int{5, 60} {
+		d, err := linalg.TruncateOperator(operator{a}, sumSquares(a), linalg.Options{Rank: rank, MaxSteps: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(d.S) != rank || d.Converged || d.Steps > 3 {
+			t.Errorf("rank %d: %d values, %+v", rank, len(d.S), d.Report)
+		}
+		checkSVD(t, "steps", a, d)
+	}
 }
 
 // TestTargets guards that energy and error give the smallest rank that reaches
@@ -541,6 +585,47 @@ func TestOperator(t *testing.T) {
 		var mismatch *linalg.CertificateError
 		if !errors.As(err, &mismatch) {
 			t.Errorf("norm times %v: error %v", wrong, err)
+		}
+	}
+}
+
+// TestOverflow guards that an operator whose products leave float32 ends the
+// iteration with an error.
+func TestOverflow(t *testing.T) {
+	a := linalg.NewMatrix(40, 30, nil)
+	for i := range a.Data {
+		a.Data[i] = 3e38
+	}
+	var place *linalg.NotFiniteError
+	if _, err := linalg.TruncateOperator(operator{a}, sumSquares(a), linalg.Options{Rank: 3}); !errors.As(err, &place) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := linalg.Truncate(a, linalg.Options{Rank: 3}); err != nil {
+		t.Errorf("the matrix itself: %v", err)
+	}
+}
+
+// TestCertificate guards that a wrong decomposition of a matrix is noticed.
+func TestCertificate(t *testing.T) {
+	a := withSpectrum(70, 80, spectrum("P", 70), 3)
+	for name, damage := range map[string]func(d *linalg.SVD){
+		"none":      func(*linalg.SVD) {},
+		"a value":   func(d *linalg.SVD) { d.S[1] *= 1.1 },
+		"a vector":  func(d *linalg.SVD) { d.VT.Data[5] += 0.05 },
+		"a sign":    func(d *linalg.SVD) { d.U.Data[3] = -d.U.Data[3] },
+		"the share": func(d *linalg.SVD) { d.Captured += 1e-4 },
+	} {
+		for _, m := range []linalg.Matrix{a, a.T()} {
+			d, err := linalg.Truncate(m, linalg.Options{Rank: 9})
+			if err != nil {
+				t.Fatal(err)
+			}
+			damage(&d)
+			err = linalg.Certify(m, &d)
+			var mismatch *linalg.CertificateError
+			if errors.As(err, &mismatch) != (name != "none") {
+				t.Errorf("%s: error %v", name, err)
+			}
 		}
 	}
 }
