@@ -82,7 +82,6 @@ func (op normalise) Bind64([]tensor.Matrix[float64]) (plan.Func[float64], error)
 
 type normaliser[T tensor.Float] struct {
 	mean    []float64
-	rows    float64
 	largest float64
 	next    int64 // observers are promised the rows in order
 }
