@@ -17,9 +17,9 @@ type Allotment struct {
 
 const (
 	// maxBand is where longer reads and writes stop getting faster.
-	maxBand = 4 << 20
+	maxBand = 2 << 20
 	// maxBlock keeps the decoded values of a worker in the cache of its core.
-	maxBlock = 32 << 10
+	maxBlock = 128 << 10
 	// heldDecoded is how often a worker holds a decoded block (see work).
 	heldDecoded = 3
 )

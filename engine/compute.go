@@ -53,7 +53,7 @@ func (r *run) prepareCopy(s *plan.Step) ([]func(*buffers) error, error) {
 			if err := r.out.WriteAt(s.Write.Output, s.Write.Tensor, b.in, at+off-from); err != nil {
 				return err
 			}
-			r.progress.Advance(n, s.Write.Tensor)
+			r.done(s, n, n)
 			return nil
 		})
 	}
@@ -275,7 +275,7 @@ func (c *computation[T]) band(b *buffers, from, to int64) error {
 	if err := c.r.out.WriteAt(s.Write.Output, s.Write.Tensor, b.out, row*rowBytes); err != nil {
 		return err
 	}
-	c.r.progress.Advance(int64(len(b.out)), s.Write.Tensor)
+	c.r.done(s, int64(len(b.in)), int64(len(b.out)))
 	return nil
 }
 

@@ -86,6 +86,7 @@ func Run(ctx context.Context, p *plan.Plan, in []Source, out Sink, o Options) (R
 	r := &run{
 		plan: p, in: in, out: out, progress: o.Progress, budget: budget,
 		sides:   semaphore.NewWeighted(budget.Sides),
+		near:    newPace(),
 		reports: make([]TensorReport, len(p.Steps)),
 	}
 	if r.progress == nil {
@@ -98,13 +99,14 @@ func Run(ctx context.Context, p *plan.Plan, in []Source, out Sink, o Options) (R
 	tasks := make(chan task, budget.Jobs)
 	g.Go(func() error {
 		defer close(tasks)
+		defer r.near.release()
 		return r.dispatch(ctx, tasks)
 	})
 	for range budget.Jobs {
 		g.Go(func() error { return r.work(ctx, tasks) })
 	}
 	g.Go(func() (err error) {
-		hashes, err = hashInputs(ctx, p)
+		hashes, err = hashInputs(ctx, p, budget.Jobs, r.near)
 		return err
 	})
 	if err := g.Wait(); err != nil {
@@ -127,7 +129,14 @@ type run struct {
 	progress Progress
 	budget   Allotment
 	sides    *semaphore.Weighted
+	near     *pace // of the hashing to the bands
 	reports  []TensorReport
+}
+
+// done reports a band of a step: bytes read, bytes written.
+func (r *run) done(s *plan.Step, read, written int64) {
+	r.near.advance(read)
+	r.progress.Advance(written, s.Write.Tensor)
 }
 
 // task is one band of one step.

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/loratool/loratool/internal/testmodel"
+)
+
+// variant is a way to make an output from the base.
+type variant struct {
+	name    string
+	command []string
+	ours    bool // output must be that of all others that are ours
+	runs    []measurement
+}
+
+// benchDense runs all variants on a model full of numbers.
+func benchDense(ctx context.Context, w *workplace, o options) error {
+	if err := w.prepare(testmodel.Large(int64(o.size)), testmodel.LoRA{Rank: o.rank}, testmodel.Options{Seed: 1}); err != nil {
+		return err
+	}
+	variants := []*variant{
+		{name: "`cp -r` and `sync`", command: w.copyAndSync()},
+		{name: "`merge`", command: w.merge(), ours: true},
+		{name: "`merge --memory 128MiB`", command: w.merge("--memory", "128MiB"), ours: true},
+		{name: "`merge --jobs 1`", command: w.merge("--jobs", "1"), ours: true},
+	}
+	if o.python != "" {
+		variants = append(variants, &variant{name: "PEFT `merge_and_unload`", command: w.peft(o.python)})
+	}
+	check := &checker{w: w}
+	for round := range o.rounds {
+		// Each round starts elsewhere, so that none always runs after the same.
+		for i := range variants {
+			v := variants[(i+round)%len(variants)]
+			if err := w.runOnce(ctx, v, o.cold, check); err != nil {
+				return err
+			}
+		}
+	}
+	fmt.Printf("%s of weights in %d layers, LoRA of rank %d on all linear layers, %d rounds\n\n",
+		gib(w.model.Size()), w.model.Layers, o.rank, o.rounds)
+	printTable(os.Stdout, variants)
+	fmt.Printf("\n%s\n", check.summary())
+	if o.profile != "" {
+		return w.profile(ctx, o.profile)
+	}
+	return nil
+}
+
+// runOnce runs a variant, checks its output and removes it.
+func (w *workplace) runOnce(ctx context.Context, v *variant, cold bool, check *checker) error {
+	if cold {
+		if err := w.dropBase(); err != nil {
+			return err
+		}
+	}
+	m, err := measure(ctx, v.command)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "%-28s %6.1f s\n", v.name, m.wall.Seconds())
+	v.runs = append(v.runs, m)
+	if v.ours {
+		if err := check.output(ctx); err != nil {
+			return fmt.Errorf("%s: %w", v.name, err)
+		}
+	}
+	return os.RemoveAll(w.output())
+}
+
+// dropBase makes the next run read the base from the disk.
+func (w *workplace) dropBase() error {
+	files, err := filepath.Glob(filepath.Join(w.base, "*"))
+	if err != nil {
+		return err
+	}
+	slices.Sort(files)
+	for _, path := range files {
+		if err := dropCached(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
