@@ -142,12 +142,18 @@ func scaleGeometry(w, s tensor.Spec, block [2]int64) (Dequantize, bool) {
 }
 
 // even is the block that divides a matrix into as many as there are scales,
-// zero if none does: one that leaves a rest could have several sizes.
+// zero if that could be done in several ways: a block that leaves a rest, or
+// whose sides are no powers of two, is nothing that quantizers make.
 func even(rows, cols int64, dims tensor.Shape) [2]int64 {
-	if rows%dims[0] != 0 || cols%dims[1] != 0 {
-		return [2]int64{}
+	return [2]int64{evenPart(rows, dims[0]), evenPart(cols, dims[1])}
+}
+
+func evenPart(n, parts int64) int64 {
+	size := n / parts
+	if size*parts != n || parts > 1 && size&(size-1) != 0 {
+		return 0
 	}
-	return [2]int64{rows / dims[0], cols / dims[1]}
+	return size
 }
 
 func ceil(a, b int64) int64 { return (a + b - 1) / b }
