@@ -31,7 +31,7 @@ peers: build
 	$(PYTHON) testdata/gen/peers.py --loratool $(BIN)
 
 bench:
-	$(GO) run ./internal/bench
+	$(GO) run ./internal/bench $(ARGS)
 
 docs:
 	$(GO) run ./internal/docgen docs/cli
