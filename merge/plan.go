@@ -369,6 +369,11 @@ func (r *reader) tiedHead(t *adapter.Target) (bool, error) {
 			if !ok || !okTheirs {
 				return false, r.refuse(first, "ensure_weight_tying is set, but the embedding has no factors like these")
 			}
+			for _, s := range []tensor.Spec{mine, theirs} {
+				if err := r.floats(s); err != nil {
+					return false, err
+				}
+			}
 			same, err := r.p.transposes(r.whole(mine), r.whole(theirs))
 			if err != nil {
 				return false, err

@@ -242,6 +242,9 @@ func TestEnsureWeightTying(t *testing.T) {
 			delete(m.set, saved+head+".lora_B.weight")
 		}, []string{saved + head + ".lora_A.weight", "transpose"}},
 		{"no embedding", func(m *model) { m.tensors = pair(head, 6, 4) }, []string{saved + head + ".lora_A.weight", "the embedding that the head is tied to has no factors"}},
+		{"integers", func(m *model) {
+			m.tensors = append(slices.Clone(tensors[:3]), saved+head+".lora_B.weight:u8:6x2")
+		}, []string{saved + head + ".lora_B.weight", "u8"}},
 		{"half a copy", func(m *model) { m.tensors = tensors[:3] }, []string{saved + head + ".lora_A.weight", "no factors like these"}},
 		{"a magnitude beside it", func(m *model) { m.tensors = append(slices.Clone(tensors), saved+head+".lora_magnitude_vector:6") }, []string{saved + head, "more than the factors"}},
 	} {

@@ -265,6 +265,9 @@ func (al *aligner) candidates(m *Module) []option {
 	if o, ok := al.oneExpert(m.Name); ok {
 		return []option{o}
 	}
+	if al.adapter.Config.Type != "LORA" {
+		return nil // no other type adapts bare parameters
+	}
 	var options []option
 	for _, p := range al.parameters(m.Name) {
 		if !al.targeted(m.Name + "." + p.Param) {

@@ -42,7 +42,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.dir, "dir", "", "folder on the disk to measure (default: that of temporary files)")
 	fs.BoolVar(&o.cold, "cold", false, "drop the model from the page cache before every run (Linux)")
 	fs.Var(&o.sparse, "sparse", "apparent size of a model of holes to merge as well, such as 60GB")
-	fs.StringVar(&o.python, "python", "", "Python with torch, transformers and peft, to measure PEFT once a round")
+	fs.StringVar(&o.python, "python", "", "Python with torch, transformers and peft, to measure PEFT once as well")
 	fs.StringVar(&o.profile, "profile", "", "file for a CPU profile of one more merge")
 }
 

@@ -9,11 +9,12 @@ import (
 
 // printTable prints the runs of all variants as Markdown. Ratios are to the
 // first variant in the same round.
-func printTable(w io.Writer, variants []*variant) {
+func printTable(w io.Writer, variants []variant) {
 	fmt.Fprintln(w, "| variant | wall s, median (range) | ratio to copy, median (range) | CPU s | peak RSS | read from disk |")
 	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- |")
 	reference := variants[0].runs
-	for _, v := range variants {
+	for i := range variants {
+		v := &variants[i]
 		ratio := func(i int) float64 { return v.runs[i].wall.Seconds() / reference[i].wall.Seconds() }
 		fmt.Fprintf(w, "| %s | %s | %s | %.1f | %s | %s |\n", v.name,
 			spread(v, "%.1f", func(i int) float64 { return v.runs[i].wall.Seconds() }),
