@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -419,15 +418,6 @@ func (m model) embeddingChange(t *testing.T, module string) mat {
 	t.Helper()
 	p := "base_model.model." + module
 	return transpose(product(2, m.of(t, p+".lora_embedding_B"), m.of(t, p+".lora_embedding_A")))
-}
-
-func readAll(t *testing.T, r io.ReaderAt, size int64) []byte {
-	t.Helper()
-	p := make([]byte, size)
-	if n, err := r.ReadAt(p, 0); int64(n) != size {
-		t.Fatal(err)
-	}
-	return p
 }
 
 // configOf parses the config.json that a merge will write.
