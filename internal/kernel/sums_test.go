@@ -57,7 +57,7 @@ func testSumSquares[T kernel.Float](t *testing.T) {
 					squares := make([]float64, cols)
 					for j := range cols {
 						v := float64(x[i*cols+j])
-						squares[j] = v * v
+						squares[j] = float64(v * v)
 						wantCols[j] += squares[j]
 					}
 					wantRows[i] = inLanes(squares)
