@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -480,6 +481,36 @@ func TestNotFinite(t *testing.T) {
 	}
 }
 
+// TestChangedWhilePlanned guards that a file that is cut short after it was
+// opened is a fault of the input.
+func TestChangedWhilePlanned(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("an open file can't be cut short")
+	}
+	for _, c := range []struct {
+		name string
+		keep int64 // bytes that stay
+	}{{"lora/adapter_model.safetensors", 300}, {"model/model.safetensors", 300}} {
+		base := tiedBase("false", true)
+		a := model{config: lora(""), tensors: append(pair("model.layers.0.q_proj", 4, 4), saved+embed+".weight:6x4"),
+			set: map[string][]float64{saved + embed + ".weight": values(embed+".weight", 24)}}
+		opened := base.openBase(t)
+		source, err := a.openAdapter(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(source.Source.Path, "adapter_model.safetensors")
+		if strings.HasPrefix(c.name, "model") {
+			path = filepath.Join(opened.Path, "model.safetensors")
+		}
+		if err := os.Truncate(path, c.keep); err != nil {
+			t.Fatal(err)
+		}
+		_, err = merge.Plan(opened, []merge.Source{{Adapter: source, Weight: 1}}, merge.Options{Output: "out"})
+		checkRefused(t, err, filepath.Dir(c.name), "the file changed while it was read")
+	}
+}
+
 // TestInitAdapter guards the adapter as it was before training.
 func TestInitAdapter(t *testing.T) {
 	trained := model{config: lora(`"init_lora_weights":"pissa"`), seed: "trained", tensors: pair("m.q", 4, 6)}
@@ -586,4 +617,58 @@ func openAndPlan(t *testing.T, base *checkpoint.Model, path string) error {
 	}
 	_, err = merge.Plan(base, []merge.Source{{Adapter: a, Weight: 1}}, merge.Options{Output: "out"})
 	return err
+}
+
+// TestAttention guards out_proj of an attention, whose change PEFT makes twice,
+// and the option that makes it once.
+func TestAttention(t *testing.T) {
+	base := model{config: `{}`, tensors: []string{"attn.in_proj_weight:12x4", "attn.out_proj.weight:4x4"}}
+	a := model{config: lora(""), tensors: concat(pair("attn", 12, 4), []string{"base_model.model.attn.base_layer.out_proj.lora_A.weight:2x4", "base_model.model.attn.base_layer.out_proj.lora_B.weight:4x2"})}
+	change := product(2, a.of(t, "base_model.model.attn.base_layer.out_proj.lora_B.weight"), a.of(t, "base_model.model.attn.base_layer.out_proj.lora_A.weight"))
+	for formula, times := range map[bool]float64{false: 2, true: 1} {
+		r := merged(t, base, []weighted{{model: a, weight: 0.5}}, merge.Options{MHAFormula: formula})
+		checkTensor(t, r, "attn.in_proj_weight", plus(base.of(t, "attn.in_proj_weight"), 0.5, a.change(t, "attn")))
+		checkTensor(t, r, "attn.out_proj.weight", plus(base.of(t, "attn.out_proj.weight"), 0.5*times, change))
+		if told := codes(r.Merge) == "mha-out-proj-twice"; told == formula {
+			t.Errorf("formula %v: decisions %q", formula, codes(r.Merge))
+		}
+	}
+}
+
+// TestExpertPacking guards who decides how the columns of B are packed: the
+// option, else a mark of Unsloth, else PEFT's way.
+func TestExpertPacking(t *testing.T) {
+	const e = "base_model.model.m.experts."
+	base := model{config: `{"model_type":"mixtral"}`, tensors: []string{"m.experts.down_proj:2x3x4"}}
+	for _, c := range []struct {
+		layout string
+		marked bool
+		major  bool // the columns of one expert lie together
+	}{{"", false, false}, {"", true, true}, {"rank", true, false}, {"expert", false, true}} {
+		a := model{config: lora(`"target_parameters":["down_proj"]`), tensors: []string{e + "lora_A.weight:4x4", e + "lora_B.weight:3x4"}}
+		if c.marked {
+			a.config = lora(`"target_parameters":["down_proj"],"auto_mapping":{"unsloth_fixed":true}`)
+		}
+		r := merged(t, base, []weighted{{model: a, weight: 1}}, merge.Options{MoEBLayout: c.layout})
+		fa, fb := a.of(t, e+"lora_A.weight"), a.of(t, e+"lora_B.weight")
+		got, w := r.of(t, "m.experts.down_proj"), base.of(t, "m.experts.down_proj")
+		for x := range 2 {
+			want := rowsOf(3, 4, w[x])
+			for o := range 3 {
+				for i := range 4 {
+					for k := range 2 {
+						column := k*2 + x
+						if c.major {
+							column = x*2 + k
+						}
+						want[o][i] += 2 * fb[o][column] * fa[x*2+k][i]
+					}
+				}
+			}
+			compare(t, fmt.Sprintf("%+v, expert %d", c, x), rowsOf(3, 4, got[x]), want, opTolerance32)
+		}
+		if told := codes(r.Merge) == "moe-b-layout-expert"; told != (c.layout == "" && c.marked) {
+			t.Errorf("%+v: decisions %q", c, codes(r.Merge))
+		}
+	}
 }

@@ -2,6 +2,7 @@ package merge
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 
@@ -33,7 +34,7 @@ func checkFinite(a *adapter.Adapter) error {
 		}
 		at, found, err := findNonFinite(src, spec, codec)
 		if err != nil {
-			return fmt.Errorf("reading %q: %w", spec.Name, err)
+			return readError(a.Source, spec.Name, err)
 		}
 		if found {
 			return a.Mismatch(spec.Name, "element %d is not finite", at)
@@ -103,10 +104,10 @@ func (p *planner) sameBytes(a, b plan.Slice) (bool, error) {
 	for at := int64(0); at < total; at += elements {
 		n := min(elements, total-at)
 		if err := readFull(srcA, bufA[:n*sizeA], at*sizeA); err != nil {
-			return false, fmt.Errorf("reading %q: %w", a.Tensor, err)
+			return false, readError(p.inputs[a.Input], a.Tensor, err)
 		}
 		if err := readFull(srcB, bufB[:n*sizeB], at*sizeB); err != nil {
-			return false, fmt.Errorf("reading %q: %w", b.Tensor, err)
+			return false, readError(p.inputs[b.Input], b.Tensor, err)
 		}
 		from.Decode64(values[:n], bufA[:n*sizeA])
 		to.Encode64(rounded[:n*sizeB], values[:n])
@@ -159,10 +160,19 @@ func (p *planner) readValues(dst []float64, s plan.Slice, from int64) error {
 	size := s.Spec.DType.Bits() / 8
 	raw := make([]byte, int64(len(dst))*size)
 	if err := readFull(src, raw, from*size); err != nil {
-		return fmt.Errorf("reading %q: %w", s.Tensor, err)
+		return readError(p.inputs[s.Input], s.Tensor, err)
 	}
 	codec.Decode64(dst, raw)
 	return nil
+}
+
+// readError names the tensor. A file that has become shorter was changed by
+// somebody else, which is a fault of the input.
+func readError(in checkpoint.Checkpoint, name string, err error) error {
+	if m, ok := in.(*checkpoint.Model); ok && errors.Is(err, io.ErrUnexpectedEOF) {
+		return &checkpoint.InputError{Path: m.Path, Err: fmt.Errorf("tensor %q: the file changed while it was read", name)}
+	}
+	return fmt.Errorf("reading %q: %w", name, err)
 }
 
 // memoryInput is an input that the planner made itself.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/saferead"
 )
 
 // Adapter is an opened adapter.
@@ -64,7 +65,16 @@ type MismatchError struct {
 }
 
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("%s: tensor %q: %s", e.File, e.Tensor, e.Reason)
+	return fmt.Sprintf("%s: tensor %q: %s", saferead.Printable(e.File), clip(e.Tensor), clip(e.Reason))
+}
+
+// clip shortens text from a file for a message: names may have any length.
+func clip(text string) string {
+	const limit = 512
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit], "") + "..."
 }
 
 // TargetError says that an entry of target_modules covers nothing that the

@@ -123,8 +123,8 @@ func TestNoTarget(t *testing.T) {
 	}
 	long := mustOpen(t, `{"peft_type":"LORA","r":2,"lora_alpha":4}`, pair(strings.Repeat("x", 5000), 8, 2, 8)...)
 	_, err = adapter.Align(long, llama(t, "model.", 1, strings.Repeat("x", 4990)+".weight:8x8"), adapter.Family{})
-	if mismatch, ok := errors.AsType[*adapter.MismatchError](err); !ok || len(mismatch.Near) != 0 {
-		t.Errorf("error %T, want a MismatchError without near names", err)
+	if mismatch, ok := errors.AsType[*adapter.MismatchError](err); !ok || len(mismatch.Near) != 0 || len(err.Error()) > 1500 {
+		t.Errorf("error %T of %d bytes, want a short MismatchError without near names", err, len(err.Error()))
 	}
 }
 
