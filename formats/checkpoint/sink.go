@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"sync"
@@ -108,12 +109,8 @@ func (s *Sink) writeAt(name string, p []byte, off int64) error {
 	if off < 0 || off > pl.Size()-int64(len(p)) {
 		return fmt.Errorf("writing %q: %d bytes at %d are outside its %d bytes", name, len(p), off, pl.Size())
 	}
-	for at := 0; at < len(p); at += writeSize {
-		piece := p[at:min(at+writeSize, len(p))]
-		if allZero(piece) {
-			continue
-		}
-		if _, err := pl.file.WriteAt(piece, pl.Offset+off+int64(at)); err != nil {
+	for from, to := range withoutHoles(p) {
+		if _, err := pl.file.WriteAt(p[from:to], pl.Offset+off+int64(from)); err != nil {
 			return fmt.Errorf("writing %q: %w", name, err)
 		}
 	}
@@ -125,10 +122,28 @@ func (s *Sink) writeAt(name string, p []byte, off int64) error {
 	return nil
 }
 
-// writeSize is written at a time. A larger write makes Linux look for larger
-// runs of free memory for its cache, at up to twice the cost of the write
-// (docs/performance.md).
-const writeSize = 256 << 10
+// holeSize bytes of zeros at a time are left out.
+const holeSize = 256 << 10
+
+// withoutHoles yields the ranges of p that have to be written.
+func withoutHoles(p []byte) iter.Seq2[int, int] {
+	return func(yield func(from, to int) bool) {
+		from := 0
+		for at := 0; at < len(p); at += holeSize {
+			end := min(at+holeSize, len(p))
+			if !allZero(p[at:end]) {
+				continue
+			}
+			if from < at && !yield(from, at) {
+				return
+			}
+			from = end
+		}
+		if from < len(p) {
+			yield(from, len(p))
+		}
+	}
+}
 
 // zeros is compared with in blocks; bytes.Equal runs at the memory's speed.
 var zeros [64 << 10]byte
@@ -160,8 +175,12 @@ func (s *Sink) Open(name string) (io.ReaderAt, error) {
 	defer s.mu.Unlock()
 	f, ok := s.back[path]
 	if !ok {
-		var err error
-		if f, err = os.Open(path); err != nil {
+		// What waits in memory is not in the file yet.
+		err := pl.file.Sync()
+		if err == nil {
+			f, err = os.Open(path)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("reading back %q: %w", name, err)
 		}
 		s.back[path] = f

@@ -41,9 +41,9 @@ type mergeFlags struct {
 
 // runFlags are the flags of every command that writes.
 type runFlags struct {
-	dryRun, force, verbose bool
-	jobs                   count
-	memory                 size
+	dryRun, force, verbose, directIO bool
+	jobs                             count
+	memory                           size
 }
 
 func (f *runFlags) register(fs *pflag.FlagSet) {
@@ -52,6 +52,7 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "print what became of every changed tensor, on stderr")
 	fs.VarP(&f.jobs, "jobs", "j", "bands worked on at a time (default: one per processor)")
 	fs.Var(&f.memory, "memory", "working memory, such as 128MiB (default 256MiB)")
+	fs.BoolVar(&f.directIO, "direct-io", false, "write past the page cache where the system can (O_DIRECT): less CPU, and the output is not cached")
 }
 
 // engineOptions turns the flags, and the environment where they are not given,
@@ -70,6 +71,15 @@ func (f *runFlags) engineOptions(a *App) (engine.Options, error) {
 		return engine.Options{}, err
 	}
 	return engine.Options{Jobs: int(f.jobs), Memory: int64(f.memory)}.WithDefaults(), nil
+}
+
+// fs is the file system that outputs are written to.
+func (f *runFlags) fs(a *App) fsatomic.FS {
+	if disk, ok := a.FS.(fsatomic.OS); ok {
+		disk.Direct = f.directIO
+		return disk
+	}
+	return a.FS
 }
 
 // orEnv sets a flag that was not given from a variable of the environment.
@@ -216,7 +226,7 @@ func (a *App) write(ctx context.Context, m *merge.Merge, inputs *mergeInputs, f 
 	// The collector keeps the garbage of side inputs within the budget too.
 	debug.SetMemoryLimit(o.Memory + o.Memory/4 + 32<<20)
 	a.noteLeftovers(m.Layout.Path)
-	sink, err := checkpoint.Create(a.FS, m.Layout, f.run.force)
+	sink, err := checkpoint.Create(f.run.fs(a), m.Layout, f.run.force)
 	if err != nil {
 		return mergeReport{}, err
 	}

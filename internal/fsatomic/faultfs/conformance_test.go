@@ -15,6 +15,7 @@ import (
 // is proved on Mem holds on a disk.
 func TestConformance(t *testing.T) {
 	t.Run("OS", func(t *testing.T) { conform(t, fsatomic.OS{}, t.TempDir()) })
+	t.Run("OS past the cache", func(t *testing.T) { conform(t, fsatomic.OS{Direct: true}, t.TempDir()) })
 	t.Run("Mem", func(t *testing.T) { conform(t, faultfs.NewMem(), "/") })
 	t.Run("FS", func(t *testing.T) {
 		fsys := faultfs.New(faultfs.NewMem())
