@@ -13,6 +13,7 @@ type Allotment struct {
 	Block int64 // elements of a band that a worker decodes at a time
 	Sides int64 // bytes for side inputs and scratch of the steps in flight
 	Peak  int64 // bytes the whole run allocates at most
+	Fused bool  // there is room for the kernels that do all of a band at once
 }
 
 const (
@@ -22,6 +23,12 @@ const (
 	maxBlock = 128 << 10
 	// heldDecoded is how often a worker holds a decoded block (see work).
 	heldDecoded = 3
+	// fusedRows is how many rows one call of the fused kernel gets: enough to
+	// repay the packing of a factor.
+	fusedRows = 512
+	// fusedBytes is what a worker holds for them (kernel.Merger.Size; the packed
+	// factor counts with the sides).
+	fusedBytes = 224 << 10
 )
 
 // MemoryError says that a plan can't run in the memory it was given.
@@ -43,14 +50,21 @@ func Budget(p *plan.Plan, o Options) (Allotment, error) {
 	sides, sidesOf := largestSides(p)
 	for jobs := int64(o.Jobs); jobs >= 1; jobs-- {
 		share := (o.Memory - sides) / jobs
+		fused := share >= 16*fusedBytes
+		if fused {
+			share -= fusedBytes
+		}
 		block := max(row.elements, min(share/2/row.element, maxBlock))
 		band := min((share-block*row.element)/2, max(row.stored, maxBand))
 		if band >= row.stored && band > 0 {
 			// Any step's sides fit beside the bands; what is left lets the
 			// next step's sides load while this one's bands run.
 			used := jobs * (2*band + block*row.element)
+			if fused {
+				used += jobs * fusedBytes
+			}
 			sideBudget := max(sides, min(o.Memory-used, 2*sides))
-			return Allotment{Jobs: int(jobs), Band: band, Block: block, Sides: max(sideBudget, 1), Peak: used + sideBudget}, nil
+			return Allotment{Jobs: int(jobs), Band: band, Block: block, Sides: max(sideBudget, 1), Peak: used + sideBudget, Fused: fused}, nil
 		}
 	}
 	tensor := sidesOf

@@ -18,6 +18,7 @@ type buffers struct {
 	in, out []byte
 	f32     work[float32]
 	f64     work[float64]
+	merger  kernel.Merger
 }
 
 // work holds one decoded block three times: the exact result, the values before
@@ -67,7 +68,8 @@ type computation[T tensor.Float] struct {
 	src           io.ReaderAt
 	decode, round block.Codec
 	funcs         []plan.Func[T]
-	stats         []kernel.RowStats // by row, summed in row order at the end
+	fused         plan.Adder[float32] // the only stage, if one kernel can do all of a band
+	stats         []kernel.RowStats   // by row, summed in row order at the end
 }
 
 // prepareCompute loads the side inputs of step i, binds its stages, streams
@@ -132,6 +134,9 @@ func bind[T tensor.Float](r *run, s *plan.Step) (*computation[T], error) {
 			return nil, fmt.Errorf("%s: %w", st.Op.Kind(), err)
 		}
 		c.funcs = append(c.funcs, f)
+	}
+	if r.budget.Fused && len(c.funcs) == 1 && s.Restore == 0 {
+		c.fused, _ = c.funcs[0].(plan.Adder[float32])
 	}
 	return c, nil
 }
@@ -240,18 +245,33 @@ func (c *computation[T]) observe(ctx context.Context) error {
 }
 
 // blocks reads rows [from, to) and calls f with one decoded block of them after
-// another. A band is as long as reading asks for, a block as short as a cache.
+// another.
 func (c *computation[T]) blocks(b *buffers, from, to int64, f func(plan.Band[T]) error) error {
-	cols := c.step.Read.Cols
-	rowBytes := cols * c.step.Read.Spec.DType.Bits() / 8
+	if err := c.read(b, from, to); err != nil {
+		return err
+	}
+	return c.decoded(b, b.in, from, to, f)
+}
+
+// read reads rows [from, to) as they are stored.
+func (c *computation[T]) read(b *buffers, from, to int64) error {
+	rowBytes := c.step.Read.Cols * c.step.Read.Spec.DType.Bits() / 8
 	b.in = grow(b.in, int((to-from)*rowBytes))
 	if err := readFull(c.src, b.in, from*rowBytes); err != nil {
 		return readError(c.step.Read.Tensor, err)
 	}
+	return nil
+}
+
+// decoded calls f with one block of rows [from, to) after another. A band is as
+// long as reading asks for, a block as short as a cache.
+func (c *computation[T]) decoded(b *buffers, raw []byte, from, to int64, f func(plan.Band[T]) error) error {
+	cols := c.step.Read.Cols
+	rowBytes := cols * c.step.Read.Spec.DType.Bits() / 8
 	w := of[T](b)
 	for first, last := range pieces(from, to, c.r.budget.Block/max(cols, 1)) {
 		w.x = grow(w.x, int((last-first)*cols))
-		block.Decode(c.decode, w.x, b.in[(first-from)*rowBytes:(last-from)*rowBytes])
+		block.Decode(c.decode, w.x, raw[(first-from)*rowBytes:(last-from)*rowBytes])
 		if err := f(plan.Band[T]{Row: first, Rows: int(last - first), Cols: int(cols), X: w.x}); err != nil {
 			return err
 		}
@@ -262,13 +282,16 @@ func (c *computation[T]) blocks(b *buffers, from, to int64, f func(plan.Band[T])
 // band computes and writes rows [from, to).
 func (c *computation[T]) band(b *buffers, from, to int64) error {
 	s := c.step
+	if err := c.read(b, from, to); err != nil {
+		return err
+	}
 	rowBytes := s.Read.Cols * s.Write.DType.Bits() / 8
 	b.out = grow(b.out, int((to-from)*rowBytes))
-	err := c.blocks(b, from, to, func(x plan.Band[T]) error {
-		first := (x.Row - from) * rowBytes
-		return c.compute(of[T](b), x, b.out[first:first+int64(x.Rows)*rowBytes])
-	})
-	if err != nil {
+	compute := c.staged
+	if c.fused != nil {
+		compute = c.merged
+	}
+	if err := compute(b, b.in, b.out, from, to); err != nil {
 		return err
 	}
 	row := s.Write.Row + from - s.Read.From
@@ -276,6 +299,35 @@ func (c *computation[T]) band(b *buffers, from, to int64) error {
 		return err
 	}
 	c.r.done(s, int64(len(b.in)), int64(len(b.out)))
+	return nil
+}
+
+// staged makes rows [from, to) by decoding, one stage after another, encoding.
+func (c *computation[T]) staged(b *buffers, in, out []byte, from, to int64) error {
+	rowBytes := c.step.Read.Cols * c.step.Write.DType.Bits() / 8
+	return c.decoded(b, in, from, to, func(x plan.Band[T]) error {
+		first := (x.Row - from) * rowBytes
+		return c.compute(of[T](b), x, out[first:first+int64(x.Rows)*rowBytes])
+	})
+}
+
+// merged makes rows [from, to) by the kernel that does all at once. Rows without
+// a change are not added zeros to, which would make +0 of -0.
+func (c *computation[T]) merged(b *buffers, in, out []byte, from, to int64) error {
+	cols := c.step.Read.Cols
+	inRow, outRow := cols*c.step.Read.Spec.DType.Bits()/8, cols*c.step.Write.DType.Bits()/8
+	for from < to {
+		p, n, ok := c.fused.Product(from, int(min(to-from, fusedRows)))
+		src, dst := in[:int64(n)*inRow], out[:int64(n)*outRow]
+		if ok {
+			row := from - c.step.Read.From
+			u := kernel.LowRank{L: p.L, R: p.R, Rank: p.Rank, Scale: p.Scale}
+			b.merger.Merge(dst, c.round, src, c.decode, n, int(cols), u, c.stats[row:row+int64(n)])
+		} else if err := c.staged(b, src, dst, from, from+int64(n)); err != nil {
+			return err
+		}
+		from, in, out = from+int64(n), in[len(src):], out[len(dst):]
+	}
 	return nil
 }
 

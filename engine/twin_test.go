@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +209,7 @@ func TestTwins(t *testing.T) {
 		return sink
 	}
 	var first *memSink
+	var figures []engine.TensorReport
 	for _, jobs := range []int{1, 2, 3, 7, 16} {
 		for _, memory := range []int64{least, least + least/2, 3 * least, 1 << 28} {
 			sink := sizes()
@@ -219,9 +221,12 @@ func TestTwins(t *testing.T) {
 				t.Errorf("%d figures, want one for each judged step", len(report.Tensors))
 			}
 			if first == nil {
-				first = sink
+				first, figures = sink, report.Tensors
 				w.check(sink)
 				continue
+			}
+			if !reflect.DeepEqual(report.Tensors, figures) {
+				t.Errorf("jobs %d, memory %d: other figures: %+v", jobs, memory, report.Tensors)
 			}
 			for name, data := range first.data {
 				if !bytes.Equal(sink.data[name], data) {

@@ -44,13 +44,22 @@ type lowRank[T tensor.Float] struct {
 // add adds the rows [from, from+n) of the product to x.
 func (d *lowRank[T]) add(x []T, from, n int) {
 	for n > 0 {
-		g := from / d.perGroup
-		m := min(n, (g+1)*d.perGroup-from)
-		kernel.AddLowRank(x[:m*d.cols], m, d.cols,
-			d.l[from*d.rank:(from+m)*d.rank],
-			d.r[g*d.rank*d.cols:(g+1)*d.rank*d.cols], d.rank, d.scale)
+		p, m := d.product(from, n)
+		kernel.AddLowRank(x[:m*d.cols], m, d.cols, p.L, p.R, p.Rank, p.Scale)
 		x, from, n = x[m*d.cols:], from+m, n-m
 	}
+}
+
+// product returns the factors of those of the rows [from, from+n) that are in
+// the group of the first, and how many they are.
+func (d *lowRank[T]) product(from, n int) (p plan.Product[T], m int) {
+	g := from / d.perGroup
+	m = min(n, (g+1)*d.perGroup-from)
+	return plan.Product[T]{
+		L:    d.l[from*d.rank : (from+m)*d.rank],
+		R:    d.r[g*d.rank*d.cols : (g+1)*d.rank*d.cols],
+		Rank: d.rank, Scale: d.scale,
+	}, m
 }
 
 // lowRankFunc applies a low-rank product to the rows of a region.
@@ -63,6 +72,19 @@ func (f *lowRankFunc[T]) Apply(b plan.Band[T]) error {
 	at, from, n := f.region.in(b.Row, b.Rows)
 	f.add(b.X[at*b.Cols:(at+n)*b.Cols], from, n)
 	return nil
+}
+
+// Product returns what Apply adds to the rows from the given one on.
+func (f *lowRankFunc[T]) Product(row int64, rows int) (p plan.Product[T], n int, ok bool) {
+	at, from, n := f.region.in(row, rows)
+	switch {
+	case n == 0:
+		return p, rows, false
+	case at > 0:
+		return p, at, false
+	}
+	p, n = f.product(from, n)
+	return p, n, true
 }
 
 // flatten sees a factor as rows x rest, whatever its rank.

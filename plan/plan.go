@@ -64,6 +64,23 @@ type Observer[T tensor.Float] interface {
 	Finish(pass int) error
 }
 
+// Adder is a [Func] that adds a product of low rank to rows and does nothing
+// else. An engine may then decode, add and encode in one go, to the same bytes
+// as with Apply in between.
+type Adder[T tensor.Float] interface {
+	Func[T]
+	// Product returns what is added to n rows from the given one on, 0 < n <=
+	// rows; ok is false for rows that Apply does not touch.
+	Product(row int64, rows int) (p Product[T], n int, ok bool)
+}
+
+// Product is Scale·L·R, L with Rank columns and R with Rank rows.
+type Product[T tensor.Float] struct {
+	L, R  []T
+	Rank  int
+	Scale T
+}
+
 // Op is one operation on bands. Its exported fields are its arguments and are
 // printed with the plan. The two Bind methods are the same operation in the
 // two precisions a step may run in; sides are the decoded side inputs in the
