@@ -71,7 +71,7 @@ func (o Options) WithDefaults() Options {
 // Report is what a run found out.
 type Report struct {
 	Tensors []TensorReport
-	Hashes  map[string]string // SHA-256 of every plan.File, by its path
+	Hashes  map[string]string // SHA-256 of every plan.File, by its path; none of an unhashed plan
 }
 
 // Run executes the plan. It returns when everything is written, or with the

@@ -517,6 +517,11 @@ func TestHashes(t *testing.T) {
 	if r.Hashes[path] != want {
 		t.Errorf("hash is %s, want %s", r.Hashes[path], want)
 	}
+	p.Unhashed = true
+	if r, err = engine.Run(t.Context(), p, []engine.Source{mem}, newSink(p), engine.Options{}); err != nil || len(r.Hashes) != 0 {
+		t.Errorf("unhashed: %v, %v", r.Hashes, err)
+	}
+	p.Unhashed = false
 	p.Inputs[0].Files[0].Size = 4
 	var changed *engine.InputChangedError
 	if _, err := engine.Run(t.Context(), p, []engine.Source{mem}, newSink(p), engine.Options{}); !errors.As(err, &changed) {

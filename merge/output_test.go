@@ -212,6 +212,9 @@ func TestNoProvenance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !m.Plan.Unhashed {
+		t.Error("hashes are made that nothing takes")
+	}
 	card, front := cardOf(t, m)
 	if strings.Contains(card, "secret") || strings.Contains(card, "0000") {
 		t.Errorf("card\n%s", card)

@@ -119,7 +119,7 @@ func (t *term) times() []plan.Stage {
 func Plan(base *checkpoint.Model, sources []Source, o Options) (*Merge, error) {
 	p := &planner{
 		base: base, config: hfrepo.NewConfig(nil), options: o, sources: sources,
-		plan: new(plan.Plan), entries: make(map[string]*entry),
+		plan: &plan.Plan{Unhashed: o.NoProvenance}, entries: make(map[string]*entry),
 	}
 	if base.Config != nil {
 		p.config = hfrepo.NewConfig(base.Config).Clone()

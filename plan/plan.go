@@ -185,6 +185,9 @@ type Plan struct {
 	Inputs    []Input
 	Steps     []Step
 	Decisions []Decision
+	// Unhashed says that nothing records the hashes of the inputs' files, so that
+	// a run need not make them.
+	Unhashed bool
 }
 
 // OutBytes returns how many bytes the step writes.

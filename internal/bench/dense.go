@@ -28,7 +28,16 @@ func benchDense(ctx context.Context, w *workplace, o options) error {
 	check := &checker{w: w}
 	reference := variant{name: "`cp -r` and `sync`", command: w.copyAndSync()}
 	merge := variant{name: "`merge`", command: w.merge(), ours: true}
-	err := w.rounds(ctx, o, o.rounds, check, reference, merge,
+	cached, err := w.engineCopy()
+	if err != nil {
+		return err
+	}
+	err = w.rounds(ctx, o, o.rounds, check, reference,
+		variant{name: "copy through the engine", command: cached},
+		variant{name: "the same, past the page cache", command: append(cached, "--direct-io")},
+		merge,
+		variant{name: "`merge --direct-io`", command: w.merge("--direct-io"), ours: true},
+		variant{name: "`merge --direct-io --no-provenance`", command: w.merge("--direct-io", "--no-provenance")},
 		variant{name: "`merge --memory 128MiB`", command: w.merge("--memory", "128MiB"), ours: true},
 		variant{name: "`merge --jobs 1`", command: w.merge("--jobs", "1"), ours: true})
 	if err == nil && o.python != "" {

@@ -5,9 +5,10 @@
 // It builds the program, writes a made-up model and adapter, and runs every
 // variant once in each round, so that a ratio compares runs of the same minutes:
 // speeds of a shared machine drift more than variants differ. The reference is
-// `cp -r` and a sync of the copied files; loratool syncs what it writes too. All
-// outputs must be the same bytes and differ from the base only in the weights
-// that the adapter has. Tables come out as Markdown.
+// `cp -r` and a sync of the copied files; loratool syncs what it writes too. A
+// plain copy through loratool's own engine shows what reading and writing cost
+// there. All outputs must be the same bytes and differ from the base only in the
+// weights that the adapter has. Tables come out as Markdown.
 //
 // It needs no privileges. The input is in the page cache or not, as the machine
 // left it; the table says how much came from the disk. The disk must hold the
@@ -32,6 +33,8 @@ type options struct {
 	cold         bool
 	python       string
 	profile      string
+	copy         string
+	direct       bool
 }
 
 func (o *options) register(fs *pflag.FlagSet) {
@@ -43,6 +46,8 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.cold, "cold", false, "drop the model from the page cache before every run (Linux)")
 	fs.Var(&o.sparse, "sparse", "apparent size of a model of holes to merge as well, such as 60GB")
 	fs.StringVar(&o.python, "python", "", "Python with torch, transformers and peft, to measure PEFT once as well")
+	fs.StringVar(&o.copy, "copy", "", "only copy this model to --dir through the engine; what a variant runs")
+	fs.BoolVar(&o.direct, "direct-io", false, "with --copy: write past the page cache")
 	fs.StringVar(&o.profile, "profile", "", "file for a CPU profile of one more merge")
 }
 
@@ -61,6 +66,9 @@ func main() {
 
 // bench makes a place, measures in it, and removes it.
 func bench(ctx context.Context, o options) (err error) {
+	if o.copy != "" {
+		return copyModel(ctx, o.copy, o.dir, o.direct)
+	}
 	w, err := newWorkplace(ctx, o.dir)
 	if err != nil {
 		return err
