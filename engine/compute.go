@@ -54,7 +54,7 @@ func (r *run) prepareCopy(s *plan.Step) ([]func(*buffers) error, error) {
 			if err := r.out.WriteAt(s.Write.Output, s.Write.Tensor, b.in, at+off-from); err != nil {
 				return err
 			}
-			r.done(s, n, n)
+			r.advance(s, n, n)
 			return nil
 		})
 	}
@@ -298,7 +298,7 @@ func (c *computation[T]) band(b *buffers, from, to int64) error {
 	if err := c.r.out.WriteAt(s.Write.Output, s.Write.Tensor, b.out, row*rowBytes); err != nil {
 		return err
 	}
-	c.r.done(s, int64(len(b.in)), int64(len(b.out)))
+	c.r.advance(s, int64(len(b.in)), int64(len(b.out)))
 	return nil
 }
 

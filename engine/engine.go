@@ -50,6 +50,12 @@ type Options struct {
 	Jobs     int
 	Memory   int64
 	Progress Progress
+	// Done are steps whose output is there already, by their index, with what was
+	// reported of them.
+	Done map[int]TensorReport
+	// Finished is told of every step that is written; it is called from many
+	// goroutines.
+	Finished func(step int, r TensorReport) error
 }
 
 // maxJobs is where more jobs serve no machine and only take memory from each
@@ -84,7 +90,7 @@ func Run(ctx context.Context, p *plan.Plan, in []Source, out Sink, o Options) (R
 		return Report{}, err
 	}
 	r := &run{
-		plan: p, in: in, out: out, progress: o.Progress, budget: budget,
+		plan: p, in: in, out: out, progress: o.Progress, budget: budget, done: o.Done, finished: o.Finished,
 		sides:   semaphore.NewWeighted(budget.Sides),
 		near:    newPace(),
 		reports: make([]TensorReport, len(p.Steps)),
@@ -131,16 +137,19 @@ type run struct {
 	sides    *semaphore.Weighted
 	near     *pace // of the hashing to the bands
 	reports  []TensorReport
+	done     map[int]TensorReport
+	finished func(step int, r TensorReport) error
 }
 
-// done reports a band of a step: bytes read, bytes written.
-func (r *run) done(s *plan.Step, read, written int64) {
+// advance reports a band of a step: bytes read, bytes written.
+func (r *run) advance(s *plan.Step, read, written int64) {
 	r.near.advance(read)
 	r.progress.Advance(written, s.Write.Tensor)
 }
 
 // task is one band of one step.
 type task struct {
+	step   int
 	do     func(b *buffers) error
 	finish func() error // what remains when the last band of the step is done
 	left   *atomic.Int64
@@ -150,6 +159,11 @@ type task struct {
 func (r *run) dispatch(ctx context.Context, tasks chan<- task) error {
 	for i := range r.plan.Steps {
 		s := &r.plan.Steps[i]
+		if report, ok := r.done[i]; ok {
+			r.reports[i] = report
+			r.advance(s, s.InBytes(), s.OutBytes())
+			continue
+		}
 		var bands []func(*buffers) error
 		var finish func() error
 		err := guard(func() (err error) {
@@ -163,7 +177,7 @@ func (r *run) dispatch(ctx context.Context, tasks chan<- task) error {
 		left.Store(int64(len(bands)))
 		for _, do := range bands {
 			select {
-			case tasks <- task{do, finish, left}:
+			case tasks <- task{i, do, finish, left}:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -200,6 +214,11 @@ func (r *run) work(ctx context.Context, tasks <-chan task) error {
 		if t.left.Add(-1) == 0 {
 			if err := t.finish(); err != nil {
 				return err
+			}
+			if r.finished != nil {
+				if err := r.finished(t.step, r.reports[t.step]); err != nil {
+					return err
+				}
 			}
 		}
 	}

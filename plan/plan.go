@@ -194,3 +194,14 @@ type Plan struct {
 func (s *Step) OutBytes() int64 {
 	return s.Read.Rows() * s.Read.Cols * s.Write.DType.Bits() / 8
 }
+
+// InBytes returns how many bytes the step reads of its tensor.
+func (s *Step) InBytes() int64 {
+	return s.Read.Rows() * s.Read.Cols * s.Read.Spec.DType.Bits() / 8
+}
+
+// Extent returns the bytes [from, to) of the output tensor that the step writes.
+func (s *Step) Extent() (from, to int64) {
+	from = s.Write.Row * s.Read.Cols * s.Write.DType.Bits() / 8
+	return from, from + s.OutBytes()
+}

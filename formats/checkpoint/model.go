@@ -9,6 +9,8 @@
 package checkpoint
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -475,6 +477,17 @@ func (m *Model) CheckUnchanged() error {
 		}
 	}
 	return nil
+}
+
+// Identity tells a model, as it was opened, from any other: where its files are,
+// how long, and when they were changed. It is for one machine and not for an
+// output.
+func (m *Model) Identity() string {
+	h := sha256.New()
+	for _, f := range slices.Concat(m.settings, m.files) {
+		fmt.Fprintf(h, "%q %d %d\n", f.path, f.info.Size(), f.info.ModTime().UnixNano())
+	}
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // Close closes the files.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/internal/fsatomic"
@@ -25,6 +26,10 @@ type Sink struct {
 	mu      sync.Mutex
 	failure error               // the first of WriteAt
 	back    map[string]*os.File // files opened for reading back, by path
+
+	every   int64        // bytes between two records of what is complete
+	written atomic.Int64 // since the last
+	notes   []string     // parts not yet recorded
 }
 
 // place is where one tensor goes and what of it is there already.
@@ -39,25 +44,34 @@ type place struct {
 // Create makes the files of a layout, at their full size and empty. It refuses
 // what exists unless force is set, and a disk that is too small.
 func Create(fs fsatomic.FS, l *Layout, force bool) (*Sink, error) {
-	kind := fsatomic.KindFile
-	if l.IsFolder {
-		kind = fsatomic.KindDir
-	}
-	out, err := fsatomic.New(fs, l.Path, kind, force)
+	out, err := fsatomic.New(fs, l.Path, l.kind(), force)
 	if err != nil {
 		return nil, err
 	}
-	s := &Sink{layout: l, out: out, places: make(map[string]*place), back: make(map[string]*os.File)}
+	s := newSink(l, out)
+	if err := s.out.CheckSpace(s.layout.Size()); err != nil {
+		return nil, joinAbort(err, out)
+	}
 	if err := s.create(); err != nil {
 		return nil, joinAbort(err, out)
 	}
 	return s, nil
 }
 
-func (s *Sink) create() error {
-	if err := s.out.CheckSpace(s.layout.Size()); err != nil {
-		return err
+func newSink(l *Layout, out *fsatomic.Output) *Sink {
+	return &Sink{layout: l, out: out, places: make(map[string]*place), back: make(map[string]*os.File)}
+}
+
+// kind is what the output of the layout is.
+func (l *Layout) kind() fsatomic.Kind {
+	if l.IsFolder {
+		return fsatomic.KindDir
 	}
+	return fsatomic.KindFile
+}
+
+// create makes the files, or opens those that an earlier run has made.
+func (s *Sink) create() error {
 	for i := range s.layout.Files {
 		lf := &s.layout.Files[i]
 		name := lf.Name
@@ -114,6 +128,7 @@ func (s *Sink) writeAt(name string, p []byte, off int64) error {
 			return fmt.Errorf("writing %q: %w", name, err)
 		}
 	}
+	s.written.Add(int64(len(p)))
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	if !pl.done.add(off, off+int64(len(p))) {

@@ -25,6 +25,8 @@ type App struct {
 	Stdout, Stderr io.Writer
 	Getenv         func(string) string
 	FS             fsatomic.FS
+	// RecordEvery is how many bytes an interrupted run may lose; 0 is a default.
+	RecordEvery int64
 
 	out *stickyWriter // Stdout, with what went wrong with it
 

@@ -49,6 +49,7 @@ func classify(err error) (code int, kind string) {
 		refused   *fsatomic.RefusedError
 		noSpace   *fsatomic.SpaceError
 		noMemory  *engine.MemoryError
+		busy      *fsatomic.BusyError
 	)
 	switch {
 	case errors.As(err, &usage):
@@ -58,7 +59,7 @@ func classify(err error) (code int, kind string) {
 	case errors.As(err, &input), errors.As(err, &mismatch), errors.As(err, &notCached),
 		errors.As(err, &nonFinite), errors.As(err, &changed):
 		return exitInput, "input"
-	case errors.As(err, &outExists), errors.As(err, &refused), errors.As(err, &noSpace), errors.As(err, &noMemory):
+	case errors.As(err, &outExists), errors.As(err, &refused), errors.As(err, &noSpace), errors.As(err, &noMemory), errors.As(err, &busy):
 		return exitRefused, "refused"
 	}
 	return exitFailed, "failed"

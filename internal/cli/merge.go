@@ -41,14 +41,15 @@ type mergeFlags struct {
 
 // runFlags are the flags of every command that writes.
 type runFlags struct {
-	dryRun, force, verbose, directIO bool
-	jobs                             count
-	memory                           size
+	dryRun, force, resume, verbose, directIO bool
+	jobs                                     count
+	memory                                   size
 }
 
 func (f *runFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.dryRun, "dry-run", "n", false, "print the plan and write nothing")
 	fs.BoolVarP(&f.force, "force", "f", false, "replace an existing output once the new one is complete")
+	fs.BoolVar(&f.resume, "resume", false, "go on with what a run of the same command left when it was killed")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "print what became of every changed tensor, on stderr")
 	fs.VarP(&f.jobs, "jobs", "j", "bands worked on at a time (default: one per processor)")
 	fs.Var(&f.memory, "memory", "working memory, such as 128MiB (default 256MiB)")
@@ -119,6 +120,9 @@ inputs and options give the same bytes, for any --jobs and any --memory.
 Whatever has no place is an error: a tensor of the adapter without a target, a
 target without a tensor, half a pair, a rank that contradicts the config, a value
 that is not finite. Nothing is written then.
+
+A run that was killed leaves a partial output beside OUT; the same command with
+--resume goes on from it.
 
 Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
 ('loratool help exit-codes').`,
@@ -225,8 +229,7 @@ type mergeReport struct {
 func (a *App) write(ctx context.Context, m *merge.Merge, inputs *mergeInputs, f *mergeFlags, o engine.Options) (mergeReport, error) {
 	// The collector keeps the garbage of side inputs within the budget too.
 	debug.SetMemoryLimit(o.Memory + o.Memory/4 + 32<<20)
-	a.noteLeftovers(m.Layout.Path)
-	sink, err := checkpoint.Create(f.run.fs(a), m.Layout, f.run.force)
+	sink, err := a.openSink(m.Layout, m.Plan, inputs.identity(f), &f.run, &o)
 	if err != nil {
 		return mergeReport{}, err
 	}
@@ -303,6 +306,16 @@ func (in *mergeInputs) checkUnchanged() error {
 		}
 	}
 	return nil
+}
+
+// identity is the key of the merge.
+func (in *mergeInputs) identity(f *mergeFlags) string {
+	o, _ := f.options() // were checked
+	weights := make([]float64, len(in.sources))
+	for i, s := range in.sources {
+		weights[i] = s.Weight
+	}
+	return identityOf("merge", []any{o, weights}, in.models)
 }
 
 // openInputs opens the base and the adapters; on an error nothing stays open.

@@ -32,6 +32,11 @@ type FS interface {
 	// Create makes a new file, open for writing. A name that is taken, be it
 	// by a link that leads nowhere, is an fs.ErrExist.
 	Create(name string) (File, error)
+	// Open opens an existing regular file for writing, with what is in it; a link
+	// is not followed.
+	Open(name string) (File, error)
+	// ReadFile returns the content of a file.
+	ReadFile(name string) ([]byte, error)
 	// Mkdir makes a new folder.
 	Mkdir(name string) error
 	// RenameNoReplace moves a file or a folder to a name that is free. A name

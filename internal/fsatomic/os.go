@@ -1,6 +1,7 @@
 package fsatomic
 
 import (
+	"errors"
 	"io/fs"
 	"math"
 	"math/bits"
@@ -21,7 +22,23 @@ var _ FS = OS{}
 
 // Create opens a new file with the mode that the umask leaves of 0666.
 func (o OS) Create(name string) (File, error) {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|noFollow, 0o666)
+	return o.open(name, os.O_CREATE|os.O_EXCL)
+}
+
+// Open opens an existing file.
+func (o OS) Open(name string) (File, error) {
+	info, err := os.Lstat(name)
+	if err == nil && !info.Mode().IsRegular() {
+		err = &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return o.open(name, 0)
+}
+
+func (o OS) open(name string, how int) (File, error) {
+	f, err := os.OpenFile(name, os.O_WRONLY|noFollow|how, 0o666)
 	if err != nil {
 		return nil, err
 	}
@@ -30,6 +47,9 @@ func (o OS) Create(name string) (File, error) {
 	}
 	return &diskFile{File: f}, nil
 }
+
+// ReadFile returns the content of a file.
+func (OS) ReadFile(name string) ([]byte, error) { return os.ReadFile(name) }
 
 // Mkdir makes a new folder with the mode that the umask leaves of 0777.
 func (OS) Mkdir(name string) error { return os.Mkdir(name, 0o777) }

@@ -28,6 +28,8 @@ type Output struct {
 	self    fs.FileInfo // the partial itself, whatever its name
 	single  File        // of KindFile, until Create hands it out
 	files   []*file
+	journal *journal // nil without
+	resumed bool     // the partial is that of an earlier run
 
 	failure error  // the first failure of Create or Commit
 	oldAt   string // where the old output may be if it could not be moved back
@@ -137,7 +139,11 @@ func (o *Output) create(name string, sizeBytes int64) (*file, error) {
 			return nil, errors.New("not a plain file name")
 		}
 		var err error
-		under, err = o.fsys.Create(o.partial + string(os.PathSeparator) + name)
+		path := o.partial + string(os.PathSeparator) + name
+		under, err = o.fsys.Create(path)
+		if o.resumed && errors.Is(err, fs.ErrExist) {
+			under, err = o.fsys.Open(path)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -183,6 +189,9 @@ func (o *Output) Commit() error {
 		return o.giveUp(err)
 	}
 	o.done = true
+	// A journal that stays is named by the next run.
+	o.journal.close()
+	_ = o.journal.remove(o.fsys)
 	if old == "" {
 		return nil
 	}
@@ -223,6 +232,7 @@ func (o *Output) removePartial() error {
 	for _, f := range o.files {
 		f.drop()
 	}
+	o.journal.close()
 	if o.single != nil {
 		_ = o.single.Close() // nothing was written to it
 		o.single = nil
@@ -231,6 +241,9 @@ func (o *Output) removePartial() error {
 		if err := removeFlat(o.fsys, o.partial); err != nil {
 			return err
 		}
+	}
+	if err := o.journal.remove(o.fsys); err != nil {
+		return err
 	}
 	o.done = true
 	return nil

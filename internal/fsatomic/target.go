@@ -21,7 +21,7 @@ const (
 // lookTries bounds how often a target that others keep replacing is looked at.
 const lookTries = 16
 
-var leftoverTail = regexp.MustCompile(`^\.(partial|old)-[0-9a-f]{8}$`)
+var leftoverTail = regexp.MustCompile(`^\.(partial|old)-[0-9a-f]{8}(\.journal)?$`)
 
 // Check tells whether an output may be made, without making anything. [New]
 // calls it; a dry run calls it alone.
@@ -58,7 +58,7 @@ func Leftovers(fsys FS, target string) ([]string, error) {
 			found = append(found, strings.TrimSuffix(at.target, at.base)+entry.Name())
 		}
 	}
-	return found, nil
+	return withoutJournals(found), nil
 }
 
 // location is a target taken apart. The parts are never cleaned: "link/../x"

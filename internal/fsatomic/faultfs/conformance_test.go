@@ -91,6 +91,25 @@ func conform(t *testing.T, fsys fsatomic.FS, dir string) {
 	want("write after close", err, fs.ErrClosed)
 	want("sync after close", f.Sync(), fs.ErrClosed)
 
+	again, err := fsys.Open(at("b"))
+	want("open", err, nil)
+	n, err = again.WriteAt([]byte("!"), 5)
+	if want("write into what is there", err, nil); n != 1 {
+		t.Errorf("wrote %d bytes, want 1", n)
+	}
+	want("close", again.Close(), nil)
+	data, err := fsys.ReadFile(at("b"))
+	if want("read", err, nil); string(data) != "\x00\x00\x00\x00x!z\x00\x00\x00" {
+		t.Errorf("read %q", data)
+	}
+	_, err = fsys.Open(at("no"))
+	want("open a missing file", err, fs.ErrNotExist)
+	_, err = fsys.ReadFile(at("no"))
+	want("read a missing file", err, fs.ErrNotExist)
+	if _, err = fsys.Open(at("a")); err == nil {
+		t.Error("opened a folder")
+	}
+
 	want("rename a missing file", fsys.RenameNoReplace(at("c"), at("d")), fs.ErrNotExist)
 	want("rename onto a folder", fsys.RenameNoReplace(at("b"), at("a")), fs.ErrExist)
 	want("rename a folder onto a file", fsys.RenameNoReplace(at("a"), at("b")), fs.ErrExist)

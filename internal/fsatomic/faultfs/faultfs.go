@@ -21,6 +21,8 @@ type Op string
 // The calls.
 const (
 	OpCreate   Op = "create"
+	OpOpen     Op = "open"
+	OpRead     Op = "read"
 	OpMkdir    Op = "mkdir"
 	OpRename   Op = "rename"
 	OpExchange Op = "exchange"
@@ -122,7 +124,7 @@ func (f *FS) Faults() []Call {
 	return append([]Call(nil), f.faults...)
 }
 
-// OpenFiles returns how many files were created and not closed.
+// OpenFiles returns how many files were opened and not closed.
 func (f *FS) OpenFiles() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -131,19 +133,37 @@ func (f *FS) OpenFiles() int {
 
 // Create is a call that may fail.
 func (f *FS) Create(name string) (fsatomic.File, error) {
-	var created fsatomic.File
-	err := f.do(OpCreate, name, func() (err error) {
-		created, err = f.under.Create(name)
+	return f.openWith(OpCreate, name, f.under.Create)
+}
+
+// Open is a call that may fail.
+func (f *FS) Open(name string) (fsatomic.File, error) {
+	return f.openWith(OpOpen, name, f.under.Open)
+}
+
+func (f *FS) openWith(op Op, name string, open func(string) (fsatomic.File, error)) (fsatomic.File, error) {
+	var opened fsatomic.File
+	err := f.do(op, name, func() (err error) {
+		opened, err = open(name)
 		return err
 	})
 	if err != nil {
-		if created != nil { // the fault came late
-			_ = created.Close()
+		if opened != nil { // the fault came late
+			_ = opened.Close()
 		}
 		return nil, err
 	}
 	f.countOpen(1)
-	return &file{fsys: f, name: name, under: created}, nil
+	return &file{fsys: f, name: name, under: opened}, nil
+}
+
+// ReadFile is a call that may fail.
+func (f *FS) ReadFile(name string) (data []byte, err error) {
+	err = f.do(OpRead, name, func() (err error) {
+		data, err = f.under.ReadFile(name)
+		return err
+	})
+	return data, err
 }
 
 // Mkdir is a call that may fail.

@@ -101,6 +101,20 @@ func (m *Mem) Create(name string) (fsatomic.File, error) {
 	return &memFile{mem: m, name: name, node: n}, nil
 }
 
+// Open opens a file that exists.
+func (m *Mem) Open(name string) (fsatomic.File, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, err := m.lookup("open", name)
+	if err != nil {
+		return nil, err
+	}
+	if n.isDir {
+		return nil, pathError("open", name, syscall.EISDIR)
+	}
+	return &memFile{mem: m, name: name, node: n}, nil
+}
+
 // Mkdir makes a folder.
 func (m *Mem) Mkdir(name string) error { return m.add("mkdir", name, newDir()) }
 
