@@ -3,12 +3,13 @@
 # make lint    gofmt, vet, staticcheck
 # make peers   regenerate the golden data with PEFT and compare live (needs Python)
 # make bench   measure speed and memory against cp (docs/performance.md)
+# make bench-c measure kernels against OpenBLAS and torch (needs cgo; OPENBLAS=folder of the library)
 
 GO     ?= go
 PYTHON ?= python3
 BIN    := bin/loratool
 
-.PHONY: build demo test lint peers bench fuzz docs
+.PHONY: build demo test lint peers bench bench-c fuzz docs
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/loratool
@@ -32,6 +33,9 @@ peers: build
 
 bench:
 	$(GO) run ./internal/bench $(ARGS)
+
+bench-c:
+	cd bench && $(GO) run . --openblas "$(OPENBLAS)" --python "$(PYTHON)" $(ARGS)
 
 docs:
 	$(GO) run ./internal/docgen docs/cli

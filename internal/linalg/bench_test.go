@@ -6,6 +6,7 @@ import (
 
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/linalg"
+	"github.com/loratool/loratool/internal/linalg/linalgtest"
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -14,9 +15,9 @@ import (
 // where that takes seconds, not minutes.
 func BenchmarkTruncate(b *testing.B) {
 	for _, n := range []int{512, 1024, 4096} {
-		for _, kind := range spectra {
-			s := spectrum(kind, n)
-			a := withSpectrum(n, n, s, 1)
+		for _, kind := range linalgtest.Spectra {
+			s := linalgtest.Spectrum(kind, n)
+			a := linalgtest.WithSpectrum(n, n, s, 1)
 			for _, o := range []linalg.Options{
 				{Rank: 16}, {Rank: 64}, {Rank: 256}, {Rank: 64, Threads: 2}, {Rank: 256, Threads: 2},
 				{Energy: 0.5}, {Energy: 0.9, MaxRank: 256}, {Rank: 64, Exact: true},
@@ -38,7 +39,7 @@ func BenchmarkTruncate(b *testing.B) {
 						}
 					}
 					b.ReportMetric((cpuSeconds()-start)/float64(b.N), "cpu-s/op")
-					b.ReportMetric(d.Residual*d.Norm/tail(s, len(d.S))-1, "excess")
+					b.ReportMetric(d.Residual*d.Norm/linalgtest.Tail(s, len(d.S))-1, "excess")
 					b.ReportMetric(float64(d.Steps), "steps")
 					b.ReportMetric(float64(len(d.S)), "rank")
 				})

@@ -61,6 +61,17 @@ func gram[T float32 | float64](x []T, rows, cols, stride int, g dense64, threads
 	}
 }
 
+// gram32 computes X * X^T in float32.
+func gram32(x Matrix, threads int) dense64 {
+	product := NewMatrix(x.Rows, x.Rows, nil)
+	Gemm(1, x, x.T(), 0, product, threads)
+	g := newDense64(x.Rows, x.Rows)
+	for i, v := range product.Data {
+		g.data[i] = float64(v)
+	}
+	return g
+}
+
 // gramUnit adds the products of four rows from i on with rows [j0,j1), up to the
 // diagonal of G.
 func gramUnit(wide dense64, depth int, g dense64, i, j0, j1 int) {

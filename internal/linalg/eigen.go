@@ -25,7 +25,7 @@ type eigen struct {
 }
 
 // symEigen finds the eigenvalues of the symmetric matrix a, which it destroys.
-func symEigen(a dense64) eigen {
+func symEigen(a dense64, threads int) eigen {
 	n := a.rows
 	// A power of two keeps squares within range and changes no digit.
 	factor := 1.0
@@ -34,7 +34,7 @@ func symEigen(a dense64) eigen {
 		factor = math.Ldexp(1, exponent)
 		scaleVector(1/factor, a.data)
 	}
-	t := tridiagonalize(a)
+	t := tridiagonalize(a, threads)
 	values := slices.Clone(t.d)
 	t.ql(values, dense64{})
 	order := descending(values)
@@ -103,12 +103,14 @@ type tridiagonal struct {
 //
 //	A -= v*w^T + w*v^T   with  w = p - tau/2*(p.v)*v  and  p = tau*A*v
 //
-// is put off and done in the same pass as the product with the next v.
-func tridiagonalize(a dense64) tridiagonal {
+// is put off and done in the same pass as the product with the next v. A pass is cut
+// into parts of about as many numbers, each with sums of its own.
+func tridiagonalize(a dense64, threads int) tridiagonal {
 	n := a.rows
 	t := tridiagonal{d: make([]float64, n), e: make([]float64, n), tau: make([]float64, n), reflectors: a}
 	v, w := make([]float64, n), make([]float64, n) // of the update put off
 	next, y := make([]float64, n), make([]float64, n)
+	sums := newDense64(passParts(n), n)
 	for i := n - 1; i >= 0; i-- {
 		row := a.row(i)[:i+1]
 		axpy(-v[i], w[:i+1], row)
@@ -121,22 +123,16 @@ func tridiagonalize(a dense64) tridiagonal {
 		t.tau[i], t.e[i] = reflect(row)
 		copy(next, row)
 		tau := t.tau[i]
-		clear(y[:i])
-		j := 0
-		for ; j+2 <= i; j += 2 {
-			updatePair(a, j, v, w, next, y)
-		}
-		if j < i {
-			r := a.row(j)[:j+1]
-			sum := 0.0
-			vj, wj, nj := v[j], w[j], next[j]
-			for k := range r {
-				x := r[k] - vj*w[k] - wj*v[k]
-				r[k] = x
-				sum += x * next[k]
-				y[k] += x * nj
+		parts := passParts(i)
+		parallel(threads, parts, 1, func(from, to int) {
+			for p := from; p < to; p++ {
+				clear(sums.row(p)[:i])
+				updateRows(a, passBound(i, parts, p), passBound(i, parts, p+1), v, w, next, sums.row(p))
 			}
-			y[j] = sum // the diagonal is counted once: y[j] is replaced
+		})
+		copy(y, sums.row(0)[:i])
+		for p := 1; p < parts; p++ {
+			axpy(1, sums.row(p)[:i], y)
 		}
 		scaleVector(tau, y[:i])
 		axpy(-tau/2*dot(y[:i], next[:i]), next[:i], y[:i])
@@ -146,7 +142,42 @@ func tridiagonalize(a dense64) tridiagonal {
 	return t
 }
 
-// updatePair does one pass of tridiagonalize over rows j and j+1 of the lower
+// passParts is the number of parts of a pass over n rows: it must not depend on
+// threads, and the sums of a part are worth their while from some 128 rows on.
+func passParts(n int) int { return max(1, min(8, n/128)) }
+
+// passBound is the first row of a part; the triangle above it has its share of the
+// numbers. It is even, since rows are taken in pairs.
+func passBound(n, parts, part int) int {
+	if part == parts {
+		return n
+	}
+	return int(float64(n)*math.Sqrt(float64(part)/float64(parts))) &^ 1
+}
+
+// updateRows does one pass of tridiagonalize over rows [from,to) and leaves their part of
+// the product in y.
+func updateRows(a dense64, from, to int, v, w, next, y []float64) {
+	j := from
+	for ; j+2 <= to; j += 2 {
+		updatePair(a, j, v, w, next, y)
+	}
+	if j == to {
+		return
+	}
+	r := a.row(j)[:j+1]
+	sum := 0.0
+	vj, wj, nj := v[j], w[j], next[j]
+	for k := range r {
+		x := r[k] - vj*w[k] - wj*v[k]
+		r[k] = x
+		sum += x * next[k]
+		y[k] += x * nj
+	}
+	y[j] = sum // the diagonal is counted once: y[j] is replaced
+}
+
+// updatePair is updateRows of rows j and j+1 of the lower
 // triangle. y of the rows themselves is complete only when all later rows are.
 func updatePair(a dense64, j int, v, w, next, y []float64) {
 	r0, r1 := a.row(j)[:j], a.row(j + 1)[:j]

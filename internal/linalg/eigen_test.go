@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/internal/linalg"
+	"github.com/loratool/loratool/internal/linalg/linalgtest"
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -15,14 +16,14 @@ const double = 0x1p-52
 
 // symmetric matrices that are easy and hard for eigensolvers.
 func symmetric(kind string, n int) []float64 {
-	rng := newSource(uint64(n))
+	rng := linalgtest.NewSource(uint64(n))
 	a := make([]float64, n*n)
 	set := func(i, j int, v float64) { a[i*n+j], a[j*n+i] = v, v }
 	for i := range n {
 		for j := range i + 1 {
 			switch kind {
 			case "random", "tiny", "huge":
-				set(i, j, rng.normal()*map[string]float64{"random": 1, "tiny": 1e-150, "huge": 1e150}[kind])
+				set(i, j, rng.Normal()*map[string]float64{"random": 1, "tiny": 1e-150, "huge": 1e150}[kind])
 			case "identity":
 				if i == j {
 					set(i, i, 1)
@@ -34,7 +35,7 @@ func symmetric(kind string, n int) []float64 {
 					set(i, j, 1)
 				}
 			case "graded":
-				set(i, j, rng.normal()*math.Pow(10, -float64(i+j)/8))
+				set(i, j, rng.Normal()*math.Pow(10, -float64(i+j)/8))
 			case "ones": // rank one
 				set(i, j, 1)
 			case "blocks": // equal values in parts that do not touch
@@ -54,7 +55,7 @@ func TestSymEigen(t *testing.T) {
 		for _, n := range []int{1, 2, 3, 21, 48, 49, 100, 131} {
 			for _, want := range []int{0, 1, n / 3, n} {
 				a := symmetric(kind, n)
-				values, vectors := linalg.SymEigen(slices.Clone(a), n, want)
+				values, vectors := linalg.SymEigen(slices.Clone(a), n, want, 1)
 				name := fmt.Sprintf("%s %d want %d", kind, n, want)
 				largest := max(math.Abs(values[0]), math.Abs(values[n-1]))
 				// Backward error of the reductions: n operations on each number.
@@ -100,6 +101,50 @@ func TestSymEigen(t *testing.T) {
 	}
 }
 
+// TestSymEigenThreads guards sizes at which passes have parts, odd ends among them:
+// threads change no bit, and traces and residuals are right.
+func TestSymEigenThreads(t *testing.T) {
+	for _, n := range []int{255, 256, 257, 403, 530} {
+		a := symmetric("random", n)
+		values, vectors := linalg.SymEigen(slices.Clone(a), n, 3, 1)
+		for _, threads := range []int{2, 3, 16} {
+			again, rows := linalg.SymEigen(slices.Clone(a), n, 3, threads)
+			if !slices.Equal(again, values) || !slices.Equal(rows, vectors) {
+				t.Fatalf("size %d, %d threads: another result", n, threads)
+			}
+		}
+		// Traces of A and of A*A are the sums of the values and of their squares.
+		trace, squares := 0.0, 0.0
+		for i := range n {
+			trace += a[i*n+i]
+			for j := range n {
+				squares += a[i*n+j] * a[i*n+j]
+			}
+		}
+		for _, v := range values {
+			trace -= v
+			squares -= v * v
+		}
+		limit := 8 * float64(n) * double * values[0] // of one value, as in TestSymEigen
+		if !(math.Abs(trace) <= float64(n)*limit) || !(math.Abs(squares) <= 2*float64(n)*values[0]*limit) {
+			t.Errorf("size %d: traces are off by %v and %v", n, trace, squares)
+		}
+		for v := range 3 {
+			x, sum := vectors[v*n:][:n], 0.0
+			for i := range n {
+				rest := -values[v] * x[i]
+				for j := range n {
+					rest += a[i*n+j] * x[j]
+				}
+				sum += rest * rest
+			}
+			if !(math.Sqrt(sum) <= limit) {
+				t.Errorf("size %d: residual %v of vector %d, limit %v", n, math.Sqrt(sum), v, limit)
+			}
+		}
+	}
+}
+
 func BenchmarkSymEigen(b *testing.B) {
 	for _, n := range []int{64, 256, 576} {
 		a := symmetric("random", n)
@@ -107,7 +152,7 @@ func BenchmarkSymEigen(b *testing.B) {
 			b.Run(fmt.Sprintf("own/%d/vectors=%d", n, want), func(b *testing.B) {
 				start := cpuSeconds()
 				for b.Loop() {
-					linalg.SymEigen(slices.Clone(a), n, want)
+					linalg.SymEigen(slices.Clone(a), n, want, 1)
 				}
 				b.ReportMetric((cpuSeconds()-start)/float64(b.N), "cpu-s/op")
 			})

@@ -21,7 +21,7 @@ func (p problem) exact(a Matrix, factor float64) SVD {
 	}
 	g := newDense64(short.Rows, short.Rows)
 	gram(short.Data, short.Rows, short.Cols, short.Stride, g, p.threads)
-	e := symEigen(g)
+	e := symEigen(g, p.threads)
 	rank, _, met := p.chooseRank(e.values)
 	c := shortSVD(short.Data, short.Cols, short.Stride, e, rank, p.threads)
 	left, right := c.left.float32s(), c.right.float32s()

@@ -1,9 +1,9 @@
 package linalg
 
 // SymEigen opens symEigen to tests: a is n x n without gaps and is destroyed.
-func SymEigen(a []float64, n, want int) (values, vectors []float64) {
-	e := symEigen(dense64{a, n, n})
-	return e.values, e.vectors(want, 1).data
+func SymEigen(a []float64, n, want, threads int) (values, vectors []float64) {
+	e := symEigen(dense64{a, n, n}, threads)
+	return e.values, e.vectors(want, threads).data
 }
 
 // Gram opens gram to tests.

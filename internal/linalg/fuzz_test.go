@@ -5,10 +5,11 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/internal/linalg"
+	"github.com/loratool/loratool/internal/linalg/linalgtest"
 )
 
 // FuzzTruncate checks both paths on small matrices of any shape whose elements
-// are few different numbers or span many powers of two.
+// are few different numbers or span many powers of two, with and without a start.
 func FuzzTruncate(f *testing.F) {
 	f.Add(uint64(1), uint8(7), uint8(5), uint8(3), uint8(0), false)
 	f.Add(uint64(2), uint8(40), uint8(60), uint8(20), uint8(1), true)
@@ -19,14 +20,14 @@ func FuzzTruncate(f *testing.F) {
 		if rows == 0 || cols == 0 || rank == 0 || rows > 100 || cols > 100 {
 			t.Skip()
 		}
-		rng := newSource(seed)
+		rng := linalgtest.NewSource(seed)
 		a := view(rng, int(rows), int(cols), int(seed%3), transpose)
 		for i, v := range a.Data {
 			switch {
 			case spread == 0: // ranks drop
 				a.Data[i] = float32(math.Round(float64(v)))
 			case spread < 20:
-				a.Data[i] = v * float32(math.Ldexp(1, int(rng.uint64()%uint64(spread))))
+				a.Data[i] = v * float32(math.Ldexp(1, int(rng.Uint64()%uint64(spread))))
 			default: // rows of the data that differ in scale
 				a.Data[i] = v * float32(math.Ldexp(1, i/a.Stride*int(spread)/8%60-30))
 			}
@@ -34,14 +35,18 @@ func FuzzTruncate(f *testing.F) {
 		if sumSquares(a) == 0 {
 			t.Skip()
 		}
+		o := linalg.Options{Rank: int(rank)}
+		if seed%2 == 1 { // a start that has nothing to do with the matrix
+			o.Start = view(rng, 1+int(spread)%30, a.Cols, int(seed%4), transpose)
+		}
 		values := judge(t, a)
 		for path, decompose := range paths {
-			d, err := decompose(a, linalg.Options{Rank: int(rank)})
+			d, err := decompose(a, o)
 			if err != nil {
 				t.Fatalf("%s: %v", path, err)
 			}
 			checkSVD(t, path, a, d)
-			checkExcess(t, path, a, d, tail(values, int(rank)), excessHigh)
+			checkExcess(t, path, a, d, linalgtest.Tail(values, int(rank)), excessHigh)
 		}
 	})
 }
@@ -54,7 +59,7 @@ func FuzzGemm(f *testing.F) {
 		if int(rows)*int(cols)*int(inner) > 1<<22 || rows > 600 || cols > 600 {
 			t.Skip()
 		}
-		rng := newSource(seed)
+		rng := linalgtest.NewSource(seed)
 		a := view(rng, int(rows), int(inner), int(seed%5), variant&1 != 0)
 		b := view(rng, int(inner), int(cols), int(seed%4), variant&2 != 0)
 		c := linalg.NewMatrix(int(rows), int(cols), nil)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/linalg"
+	"github.com/loratool/loratool/internal/linalg/linalgtest"
 	"gonum.org/v1/gonum/blas"
 	"gonum.org/v1/gonum/blas/blas32"
 )
@@ -36,7 +37,7 @@ func eachLevel(t *testing.T, f func(t *testing.T)) {
 
 // view returns a random rows x cols matrix whose rows are gap numbers longer
 // than they need be, stored transposed if asked. The gaps hold NaN.
-func view(rng *source, rows, cols, gap int, transpose bool) linalg.Matrix {
+func view(rng *linalgtest.Source, rows, cols, gap int, transpose bool) linalg.Matrix {
 	if transpose {
 		return view(rng, cols, rows, gap, false).T()
 	}
@@ -46,7 +47,7 @@ func view(rng *source, rows, cols, gap int, transpose bool) linalg.Matrix {
 	}
 	for i := range rows {
 		for j := range cols {
-			m.Data[i*m.Stride+j] = float32(3*rng.uniform() - 1)
+			m.Data[i*m.Stride+j] = float32(3*rng.Uniform() - 1)
 		}
 	}
 	return m
@@ -61,7 +62,7 @@ func clone(m linalg.Matrix) linalg.Matrix {
 // all combinations of views, factors and threads, against sums in float64.
 func TestGemm(t *testing.T) {
 	eachLevel(t, func(t *testing.T) {
-		rng := newSource(1)
+		rng := linalgtest.NewSource(1)
 		shapes := [][3]int{
 			{0, 3, 2}, {3, 0, 2}, {3, 2, 0}, {1, 1, 1}, {2, 3, 5}, {13, 31, 7}, {14, 32, 512}, {15, 33, 513},
 			{28, 129, 100}, {251, 17, 9}, {252, 130, 11}, {253, 140, 13}, {270, 3, 1026}, {5, 300, 1025}, {260, 280, 20},
@@ -170,7 +171,7 @@ func BenchmarkGemm(b *testing.B) {
 		{"wide28x4096T", 28, 4096, 4096, true},
 		{"wide70x4096", 70, 4096, 4096, false},
 	} {
-		rng := newSource(2)
+		rng := linalgtest.NewSource(2)
 		a, w := view(rng, s.m, s.k, 0, false), view(rng, s.k, s.n, 0, s.transposed)
 		c := linalg.NewMatrix(s.m, s.n, nil)
 		for _, threads := range []int{1, runtime.GOMAXPROCS(0)} {

@@ -69,8 +69,12 @@ type krylov struct {
 }
 
 // iterate runs the iteration until the estimate of the excess meets the limit. It
-// fails only if a product with the operator is not finite.
-func (p problem) iterate(a Operator) (SVD, error) {
+// fails only if the start or a product with the operator is not finite.
+func (p problem) iterate(a Operator, start Matrix) (SVD, error) {
+	start, err := p.turnStart(a, start)
+	if err != nil {
+		return SVD{}, err
+	}
 	if p.rows < p.cols {
 		a = flipped{a}
 	}
@@ -80,7 +84,7 @@ func (p problem) iterate(a Operator) (SVD, error) {
 		floor:  2 * 0x1p-24 * math.Sqrt(p.squares),
 		random: newRandom(p.seed), threads: p.threads,
 	}
-	block := k.start(p.blockWidth())
+	block := k.start(p.blockWidth(), start)
 	report, rank, e := Report{}, 0, eigen{}
 	var history [3][]float64 // squared singular values of the last checks, the newest first
 	for {
@@ -91,7 +95,7 @@ func (p problem) iterate(a Operator) (SVD, error) {
 		report.Steps++
 		last := k.kv == cols || report.Steps >= p.maxSteps && k.kv >= p.rank
 		if last || p.due(k.kv, len(history[0])) {
-			e = symEigen(k.gramMatrix())
+			e = symEigen(k.gramMatrix(), p.threads)
 			history = [3][]float64{e.values, history[0], history[1]}
 			var met bool
 			rank, _, met = p.chooseRank(e.values)
@@ -157,10 +161,62 @@ func (p problem) estimate(history [3][]float64, rank int) float64 {
 	return growth * ratio / (1 - ratio) / (2 * residual)
 }
 
-// start makes the first block of V.
-func (k *krylov) start(width int) Matrix {
+// turnStart returns the start as unit vectors of the shorter side, which is that of
+// V: those of the longer one are multiplied with A.
+func (p problem) turnStart(a Operator, start Matrix) (Matrix, error) {
+	if start.Rows == 0 {
+		return Matrix{}, nil
+	}
+	if _, err := summarize(start, p.threads); err != nil {
+		return Matrix{}, fmt.Errorf("start: %w", err)
+	}
+	rows := NewMatrix(start.Rows, start.Cols, nil)
+	for i := range rows.Rows {
+		for j := range rows.Cols {
+			rows.row(i)[j] = start.At(i, j)
+		}
+		unitRow(rows.row(i))
+	}
+	if p.rows >= p.cols {
+		return rows, nil
+	}
+	turned := NewMatrix(rows.Rows, p.rows, nil)
+	a.Mul(turned, rows, p.threads)
+	if err := checkProduct(turned, p.threads); err != nil {
+		return Matrix{}, err
+	}
+	for i := range turned.Rows {
+		unitRow(turned.row(i))
+	}
+	return turned, nil
+}
+
+// unitRow divides x by its norm, unless it is zero.
+func unitRow(x []float32) {
+	normalizeRow(x) // its squares are within range then
+	if squares, _, _ := summarizeRow(x); squares > 0 {
+		factor := float32(1 / math.Sqrt(squares))
+		for i := range x {
+			x[i] *= factor
+		}
+	}
+}
+
+// start makes the first block of V. It is random, or random combinations of the unit
+// vectors in near and a random part of a tenth of their size: that finds what near
+// has no part of. Combinations leave the block as narrow as without a start, and the
+// space of the same number of vectors holds more powers of A^T*A than it would if all
+// of near were in it.
+func (k *krylov) start(width int, near Matrix) Matrix {
+	const apart = 0.1
 	block := NewMatrix(width, k.cols, nil)
 	k.random.fill(block.Data)
+	if near.Rows > 0 {
+		factors := NewMatrix(width, near.Rows, nil)
+		k.random.fill(factors.Data)
+		weight := float32(apart * math.Sqrt(float64(near.Rows)/float64(k.cols)))
+		Gemm(1, factors, near, weight, block, k.threads)
+	}
 	k.orthonormalize(block, Matrix{}, 0)
 	k.v = append(k.v, block.Data...)
 	k.kv = width
@@ -171,7 +227,7 @@ func (k *krylov) start(width int) Matrix {
 func (k *krylov) expandLeft(block Matrix) (Matrix, error) {
 	y := NewMatrix(block.Rows, k.rows, nil)
 	k.op.Mul(y, block, k.threads)
-	if err := checkProduct(y); err != nil {
+	if err := checkProduct(y, k.threads); err != nil {
 		return y, err
 	}
 	coefficients := k.orthonormalize(y, NewMatrix(k.ku, k.rows, k.u), k.floor)
@@ -179,11 +235,13 @@ func (k *krylov) expandLeft(block Matrix) (Matrix, error) {
 	k.ku += y.Rows
 	for i := range block.Rows {
 		row := coefficients.row(i)
-		products := make([]float64, len(k.t)+1)
 		k.t = append(k.t, row)
-		for j, earlier := range k.t {
-			products[j] = dot(earlier, row[:len(earlier)])
-		}
+		products := make([]float64, len(k.t))
+		parallel(k.threads, len(k.t), 64, func(from, to int) {
+			for j, earlier := range k.t[from:to] {
+				products[from+j] = dot(earlier, row[:len(earlier)])
+			}
+		})
 		k.gram = append(k.gram, products)
 	}
 	return y, nil
@@ -196,7 +254,7 @@ func (k *krylov) expandRight(left Matrix) (Matrix, error) {
 		left = left.slice(0, z.Rows, 0, left.Cols)
 	}
 	k.op.MulT(z, left, k.threads)
-	if err := checkProduct(z); err != nil {
+	if err := checkProduct(z, k.threads); err != nil {
 		return z, err
 	}
 	k.orthonormalize(z, NewMatrix(k.kv, k.cols, k.v), k.floor)
@@ -206,8 +264,8 @@ func (k *krylov) expandRight(left Matrix) (Matrix, error) {
 }
 
 // checkProduct refuses a product that is not finite, before it spreads.
-func checkProduct(y Matrix) error {
-	if _, err := summarize(y, 1); err != nil {
+func checkProduct(y Matrix, threads int) error {
+	if _, err := summarize(y, threads); err != nil {
 		return fmt.Errorf("product with the operator: %w", err)
 	}
 	return nil
@@ -221,13 +279,16 @@ func checkProduct(y Matrix) error {
 // Passes of block Gram-Schmidt and Cholesky-QR go on until one finds the rows
 // orthonormal to a hundredth already, so that its own correction is the last.
 // Rows within floor, or in a later pass within 1e-4, of the others are replaced
-// by random ones with a coefficient of 0.
+// by random ones with a coefficient of 0. The first pass is content with a Gram
+// matrix in float32, whose errors of about 1e-6 leave the rows orthonormal to that
+// divided by the square of the smallest pivot, unless a pivot is below tame.
 func (k *krylov) orthonormalize(y, basis Matrix, floor float64) dense64 {
 	const (
 		maxPasses = 8
 		settled   = 1e-2
 		collapsed = 1e-4
 		relative  = 1e-6 // a pivot this much below its row is what float32 left of it
+		tame      = 1.0 / 32
 	)
 	b, n := y.Rows, basis.Rows
 	total := newDense64(b, n+b)
@@ -243,9 +304,15 @@ func (k *krylov) orthonormalize(y, basis Matrix, floor float64) dense64 {
 				axpy(1, part.row(i), total.row(i)[:n])
 			}
 		}
-		g := newDense64(b, b)
-		gram(y.Data, b, y.Cols, y.Stride, g, k.threads)
-		f := cholesky(g, relative, floor)
+		var f choleskyFactor
+		if pass == 0 {
+			f = cholesky(gram32(y, k.threads), relative, floor)
+		}
+		if pass > 0 || f.deficient > 0 || f.pivot < tame {
+			g := newDense64(b, b)
+			gram(y.Data, b, y.Cols, y.Stride, g, k.threads)
+			f = cholesky(g, relative, floor)
+		}
 		product := newDense64(b, b)
 		multiply64(mixing, f.l.data, b, product, 1)
 		mixing = product

@@ -49,7 +49,7 @@ func SVDOfProduct(b, a Matrix, scale float64, threads int) (SVD, error) {
 	}
 	g := newDense64(x.rows, x.rows)
 	gram(x.data, x.rows, x.cols, x.cols, g, threads)
-	c := shortSVD(x.data, x.cols, x.cols, symEigen(g), x.rows, threads)
+	c := shortSVD(x.data, x.cols, x.cols, symEigen(g, threads), x.rows, threads)
 	if flip {
 		c.left, c.right = c.right, c.left
 	}

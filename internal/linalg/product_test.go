@@ -7,13 +7,14 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/internal/linalg"
+	"github.com/loratool/loratool/internal/linalg/linalgtest"
 	"gonum.org/v1/gonum/mat"
 )
 
 // TestSVDOfProduct guards the decomposition of a product against gonum's of the
 // product in float64, for ranks below and above the sides.
 func TestSVDOfProduct(t *testing.T) {
-	rng := newSource(11)
+	rng := linalgtest.NewSource(11)
 	for _, shape := range [][3]int{{1, 1, 1}, {40, 1, 30}, {30, 8, 50}, {64, 64, 64}, {20, 25, 40}, {40, 25, 20}, {12, 30, 9}, {120, 16, 90}} {
 		rows, rank, cols := shape[0], shape[1], shape[2]
 		for _, kind := range []string{"random", "deficient", "graded", "zero"} {
@@ -76,7 +77,7 @@ func TestSVDOfProduct(t *testing.T) {
 						}
 					}
 				}
-				if want := tail(values, 0); !(math.Abs(d.Norm-want) <= limit*float64(rank)) || d.Residual != 0 || d.Captured != 1 {
+				if want := linalgtest.Tail(values, 0); !(math.Abs(d.Norm-want) <= limit*float64(rank)) || d.Residual != 0 || d.Captured != 1 {
 					t.Fatalf("%s: report %+v, want norm %v", name, d.Report, want)
 				}
 			}
@@ -102,7 +103,7 @@ func TestSVDOfProductRefuses(t *testing.T) {
 
 func BenchmarkSVDOfProduct(b *testing.B) {
 	for _, rank := range []int{16, 64, 256} {
-		rng := newSource(12)
+		rng := linalgtest.NewSource(12)
 		left, right := view(rng, 4096, rank, 0, false), view(rng, rank, 4096, 0, false)
 		b.Run(fmt.Sprintf("4096/rank=%d", rank), func(b *testing.B) {
 			start := cpuSeconds()

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/internal/linalg"
+	"github.com/loratool/loratool/internal/linalg/linalgtest"
 )
 
 // factorLimit is how far a column of Q*R may be from that of A, relative to its
@@ -46,7 +47,7 @@ func checkQR(t *testing.T, name string, a, q linalg.Matrix, r []float64) {
 // TestQR guards factors and orthonormality on a grid of shapes and of columns
 // that are far from, close to and exactly dependent, or badly scaled.
 func TestQR(t *testing.T) {
-	rng := newSource(8)
+	rng := linalgtest.NewSource(8)
 	type kind struct {
 		name   string
 		change func(a linalg.Matrix)
@@ -73,12 +74,12 @@ func TestQR(t *testing.T) {
 		}},
 		{"nearly equal", func(a linalg.Matrix) { // condition 1e6
 			for j := range a.Cols {
-				column(a, j, func(i int) float64 { return float64(a.At(i, 0)) + 1e-6*rng.normal() })
+				column(a, j, func(i int) float64 { return float64(a.At(i, 0)) + 1e-6*rng.Normal() })
 			}
 		}},
 		{"condition 1e4", func(a linalg.Matrix) {
 			for j := range a.Cols {
-				column(a, j, func(i int) float64 { return float64(a.At(i, 0)) + 1e-4*rng.normal() })
+				column(a, j, func(i int) float64 { return float64(a.At(i, 0)) + 1e-4*rng.Normal() })
 			}
 		}},
 		{"scaled", func(a linalg.Matrix) {
@@ -110,7 +111,7 @@ func TestQR(t *testing.T) {
 
 // TestGram guards the float64 products against plain sums.
 func TestGram(t *testing.T) {
-	rng := newSource(9)
+	rng := linalgtest.NewSource(9)
 	for _, shape := range [][2]int{{0, 4}, {1, 0}, {1, 1}, {2, 511}, {3, 512}, {5, 513}, {17, 100}, {64, 9}, {65, 1030}, {131, 20}} {
 		x := view(rng, shape[0], shape[1], 0, false)
 		g := linalg.Gram(x, 1)

@@ -23,6 +23,11 @@ type Options struct {
 	MaxSteps int
 	// Exact asks for a decomposition in float64 without iteration.
 	Exact bool
+	// Start holds vectors near the first right singular ones, one per row, such as
+	// VT of a matrix nearby; no rows stand for a random start. They need not be
+	// orthonormal, nor as many as the rank. A bad start costs time, not accuracy.
+	// The exact path does not need it.
+	Start Matrix
 	// Threads is the number of goroutines to use; 0 stands for 1. No result
 	// depends on it.
 	Threads int
@@ -55,6 +60,14 @@ func (o Options) Validate() error {
 		return fmt.Errorf("number of threads %d is negative", o.Threads)
 	}
 	return nil
+}
+
+// checkStart panics unless the start, if there is one, has vectors of length cols.
+func (o Options) checkStart(cols int) {
+	o.Start.check()
+	if o.Start.Rows > 0 && o.Start.Cols != cols {
+		panic(badShape)
+	}
 }
 
 // SVD is a truncated singular value decomposition, A = U * diag(S) * VT + rest.
@@ -129,6 +142,7 @@ func Truncate(a Matrix, o Options) (SVD, error) {
 	if err := o.Validate(); err != nil {
 		return SVD{}, err
 	}
+	o.checkStart(a.Cols)
 	threads := max(1, o.Threads)
 	summary, err := summarize(a, threads)
 	if err != nil {
@@ -142,7 +156,7 @@ func Truncate(a Matrix, o Options) (SVD, error) {
 	if p.wantsExact(o) {
 		result = p.exact(a, summary.factor)
 	} else {
-		if result, err = p.iterate(newDenseOperator(a, float32(summary.factor), threads)); err != nil {
+		if result, err = p.iterate(newDenseOperator(a, float32(summary.factor), threads), o.Start); err != nil {
 			return SVD{}, err
 		}
 		if p.rank == 0 && result.Captured*p.squares < p.target && len(result.S) < p.maxRank {
@@ -183,16 +197,17 @@ func TruncateOperator(a Operator, sumSquares float64, o Options) (SVD, error) {
 	case !(sumSquares >= 0) || math.IsInf(sumSquares, 1):
 		return SVD{}, fmt.Errorf("sum of squares %v is not a finite number", sumSquares)
 	}
+	o.checkStart(cols)
 	// The products with a fixed block stand for the content.
 	probe, product := NewMatrix(1, cols, nil), NewMatrix(1, rows, nil)
 	newRandom(0).fill(probe.Data)
 	a.Mul(product, probe, max(1, o.Threads))
-	if err := checkProduct(product); err != nil {
+	if err := checkProduct(product, 1); err != nil {
 		return SVD{}, err
 	}
 	content, _ := summarize(product, 1)
 	p := newProblem(rows, cols, sumSquares, content.seed, o)
-	result, err := p.iterate(a)
+	result, err := p.iterate(a, o.Start)
 	if err != nil {
 		return SVD{}, err
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/internal/linalg"
+	"github.com/loratool/loratool/internal/linalg/linalgtest"
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -179,10 +180,10 @@ func judge(t *testing.T, a linalg.Matrix) []float64 {
 // TestSpectra guards the promised excess on the reference spectra, which are
 // known by construction.
 func TestSpectra(t *testing.T) {
-	for _, kind := range spectra {
+	for _, kind := range linalgtest.Spectra {
 		for _, n := range []int{512, 1024} {
-			s := spectrum(kind, n)
-			a := withSpectrum(n, n, s, uint64(n))
+			s := linalgtest.Spectrum(kind, n)
+			a := linalgtest.WithSpectrum(n, n, s, uint64(n))
 			for rank, excess := range map[int]float64{8: excessLow, 16: excessLow, 64: excessLow, 256: excessHigh} {
 				if rank == 256 && n == 1024 && (kind != "R" || testing.Short()) { // half a second each
 					continue
@@ -192,7 +193,7 @@ func TestSpectra(t *testing.T) {
 					t.Fatal(err)
 				}
 				name := fmt.Sprintf("%s %d rank %d", kind, n, rank)
-				checkExcess(t, name, a, d, tail(s, rank), excess)
+				checkExcess(t, name, a, d, linalgtest.Tail(s, rank), excess)
 				if !d.Converged {
 					t.Errorf("%s: not converged", name)
 				}
@@ -218,7 +219,7 @@ func TestShapes(t *testing.T) {
 			for i := range s {
 				s[i] = math.Pow(float64(i+1), -0.7)
 			}
-			for variant, a := range []linalg.Matrix{withSpectrum(rows, cols, s, 5), withSpectrum(cols, rows, s, 6).T()} {
+			for variant, a := range []linalg.Matrix{linalgtest.WithSpectrum(rows, cols, s, 5), linalgtest.WithSpectrum(cols, rows, s, 6).T()} {
 				values := judge(t, a)
 				for _, rank := range []int{1, 3, len(s) / 2, len(s), len(s) + 5} {
 					if rank == 0 {
@@ -234,7 +235,7 @@ func TestShapes(t *testing.T) {
 							t.Fatalf("%s: %d values, want %d", name, len(d.S), want)
 						}
 						checkSVD(t, name, a, d)
-						checkExcess(t, name, a, d, tail(values, rank), excessLow)
+						checkExcess(t, name, a, d, linalgtest.Tail(values, rank), excessLow)
 						if path == "iteration" && len(d.S) < len(s) {
 							continue
 						}
@@ -276,7 +277,7 @@ func TestDegenerate(t *testing.T) {
 	for i := range graded {
 		graded[i] = math.Pow(10, -float64(i)/7)
 	}
-	badRows := withSpectrum(90, 90, constant(90), 8)
+	badRows := linalgtest.WithSpectrum(90, 90, constant(90), 8)
 	for i := range badRows.Data {
 		badRows.Data[i] *= float32(math.Pow(10, 15-float64(i/90*37%30)))
 	}
@@ -286,17 +287,17 @@ func TestDegenerate(t *testing.T) {
 	}
 	for name, a := range map[string]linalg.Matrix{
 		"zero":         linalg.NewMatrix(30, 20, nil),
-		"rank 1":       withSpectrum(60, 50, lowRank(60, 50, 1), 1),
-		"rank 5":       withSpectrum(50, 90, lowRank(50, 90, 5), 2),
+		"rank 1":       linalgtest.WithSpectrum(60, 50, lowRank(60, 50, 1), 1),
+		"rank 5":       linalgtest.WithSpectrum(50, 90, lowRank(50, 90, 5), 2),
 		"identity":     eye,
-		"orthogonal":   withSpectrum(64, 64, constant(64), 3),
+		"orthogonal":   linalgtest.WithSpectrum(64, 64, constant(64), 3),
 		"one element":  oneElement,
-		"two clusters": withSpectrum(80, 80, gap, 4),
-		"graded":       withSpectrum(90, 95, graded, 7),
+		"two clusters": linalgtest.WithSpectrum(80, 80, gap, 4),
+		"graded":       linalgtest.WithSpectrum(90, 95, graded, 7),
 		"bad rows":     badRows,
 		"bad columns":  badRows.T(),
-		"row":          withSpectrum(1, 100, constant(1), 5),
-		"column":       withSpectrum(100, 1, constant(1), 6),
+		"row":          linalgtest.WithSpectrum(1, 100, constant(1), 5),
+		"column":       linalgtest.WithSpectrum(100, 1, constant(1), 6),
 	} {
 		values := judge(t, a)
 		for _, rank := range []int{1, 4, 19, 40} {
@@ -310,7 +311,7 @@ func TestDegenerate(t *testing.T) {
 					t.Fatalf("%s: %d values, want %d", name, len(d.S), want)
 				}
 				checkSVD(t, name, a, d)
-				checkExcess(t, name, a, d, tail(values, rank), excessLow)
+				checkExcess(t, name, a, d, linalgtest.Tail(values, rank), excessLow)
 				if !d.Converged {
 					t.Errorf("%s: not converged", name)
 				}
@@ -327,7 +328,7 @@ func TestScales(t *testing.T) {
 		s[i] = 1 / float64(i+1)
 	}
 	for _, n := range []int{60, 260} { // the exact path and the iteration
-		a := withSpectrum(n, n, s, 7)
+		a := linalgtest.WithSpectrum(n, n, s, 7)
 		for _, exponent := range []int{-130, -100, -50, 50, 100, 127} {
 			scaled := clone(a)
 			for i := range scaled.Data {
@@ -349,7 +350,7 @@ func TestScales(t *testing.T) {
 			}
 			checkOrthonormal(t, "U", d.U.T())
 			checkOrthonormal(t, "VT", d.VT)
-			if want := tail(s, 8) / tail(s, 0); !(math.Abs(d.Residual-want) <= excessLow*want+limit) {
+			if want := linalgtest.Tail(s, 8) / linalgtest.Tail(s, 0); !(math.Abs(d.Residual-want) <= excessLow*want+limit) {
 				t.Errorf("%d, 2^%d: residual %v, want %v", n, exponent, d.Residual, want)
 			}
 		}
@@ -361,14 +362,17 @@ func TestScales(t *testing.T) {
 func TestThreads(t *testing.T) {
 	eachLevel(t, func(t *testing.T) {
 		for _, a := range []linalg.Matrix{
-			withSpectrum(300, 220, spectrum("P", 220), 1),
-			withSpectrum(220, 300, spectrum("R", 220), 2),
-			withSpectrum(150, 300, spectrum("Q", 150), 3).T(),
-			withSpectrum(90, 100, spectrum("Q", 90), 4),
+			linalgtest.WithSpectrum(300, 240, linalgtest.Spectrum("P", 240), 1),
+			linalgtest.WithSpectrum(240, 300, linalgtest.Spectrum("R", 240), 2),
+			linalgtest.WithSpectrum(240, 300, linalgtest.Spectrum("Q", 240), 3).T(),
+			linalgtest.WithSpectrum(90, 100, linalgtest.Spectrum("Q", 90), 4),
 		} {
 			first, err := linalg.Truncate(a, linalg.Options{Rank: 12})
 			if err != nil {
 				t.Fatal(err)
+			}
+			if iterated := first.Steps > 0; iterated == (a.Cols == 100) { // the last is too small
+				t.Fatalf("%dx%d: %d steps", a.Rows, a.Cols, first.Steps)
 			}
 			for _, threads := range []int{1, 2, 5} {
 				again, err := linalg.Truncate(a, linalg.Options{Rank: 12, Threads: threads})
@@ -396,7 +400,7 @@ func TestThreads(t *testing.T) {
 func TestLevels(t *testing.T) {
 	var results []linalg.SVD
 	n := 256
-	a := withSpectrum(n, n+9, spectrum("Q", n), 1)
+	a := linalgtest.WithSpectrum(n, n+9, linalgtest.Spectrum("Q", n), 1)
 	eachLevel(t, func(t *testing.T) {
 		d, err := linalg.Truncate(a, linalg.Options{Rank: 10})
 		if err != nil {
@@ -416,7 +420,7 @@ func TestLevels(t *testing.T) {
 // TestSteps guards that a bound on the steps ends the iteration, says so, and
 // still gives as many triplets as were asked for.
 func TestSteps(t *testing.T) {
-	a := withSpectrum(400, 300, spectrum("P", 300), 2)
+	a := linalgtest.WithSpectrum(400, 300, linalgtest.Spectrum("P", 300), 2)
 	for _, rank := range []int{5, 60} {
 		d, err := linalg.TruncateOperator(operator{a}, sumSquares(a), linalg.Options{Rank: rank, MaxSteps: 1})
 		if err != nil {
@@ -432,11 +436,11 @@ func TestSteps(t *testing.T) {
 // TestTargets guards that energy and error give the smallest rank that reaches
 // them, or one more where the next value is close, on both paths.
 func TestTargets(t *testing.T) {
-	for _, kind := range spectra {
+	for _, kind := range linalgtest.Spectra {
 		n := 300
-		s := spectrum(kind, n)
-		a := withSpectrum(n, n, s, 9)
-		total := tail(s, 0)
+		s := linalgtest.Spectrum(kind, n)
+		a := linalgtest.WithSpectrum(n, n, s, 9)
+		total := linalgtest.Tail(s, 0)
 		for _, o := range []linalg.Options{
 			{Energy: 0.1}, {Energy: 0.5}, {Energy: 0.7, MaxRank: 250}, {Error: 0.7}, {Error: 0.4}, {Error: 1e-3},
 			{Energy: 0.9, MaxRank: 3}, {Energy: 1, MaxRank: 20},
@@ -453,7 +457,7 @@ func TestTargets(t *testing.T) {
 					limit = math.Sqrt(1 - o.Energy)
 				}
 				want := 1
-				for want < n && tail(s, want) > limit*total {
+				for want < n && linalgtest.Tail(s, want) > limit*total {
 					want++
 				}
 				reachable := o.MaxRank == 0 || want <= o.MaxRank
@@ -462,7 +466,7 @@ func TestTargets(t *testing.T) {
 				}
 				// The excess of the residual costs at most this many more.
 				slack := 0
-				for tail(s, want+slack)*(1+excessHigh) > limit*total && want+slack < n && reachable {
+				for linalgtest.Tail(s, want+slack)*(1+excessHigh) > limit*total && want+slack < n && reachable {
 					slack++
 				}
 				if got := len(d.S); got < want-1 || got > want+slack+1 || got > n || o.MaxRank > 0 && got > o.MaxRank {
@@ -485,7 +489,7 @@ func TestExact(t *testing.T) {
 	for i := range s {
 		s[i] = math.Pow(10, -float64(i)/10)
 	}
-	a := withSpectrum(150, 120, s, 3)
+	a := linalgtest.WithSpectrum(150, 120, s, 3)
 	values := judge(t, a)
 	d, err := linalg.Truncate(a, linalg.Options{Rank: 120, Exact: true})
 	if err != nil {
@@ -561,10 +565,10 @@ func (o lowRankAndSparse) MulT(dst, x linalg.Matrix, threads int) {
 // TestOperator guards a matrix that exists only as products, and that a wrong
 // norm does not get a certificate.
 func TestOperator(t *testing.T) {
-	rng := newSource(4)
+	rng := linalgtest.NewSource(4)
 	o := lowRankAndSparse{b: view(rng, 310, 9, 0, false), a: view(rng, 9, 240, 0, false)}
 	for range 50 {
-		o.sparse = append(o.sparse, element{int(rng.uint64() % 310), int(rng.uint64() % 240), float32(40 * rng.normal())})
+		o.sparse = append(o.sparse, element{int(rng.Uint64() % 310), int(rng.Uint64() % 240), float32(40 * rng.Normal())})
 	}
 	full := linalg.NewMatrix(310, 240, nil)
 	linalg.Gemm(1, o.b, o.a, 0, full, 1)
@@ -578,7 +582,7 @@ func TestOperator(t *testing.T) {
 			t.Fatal(err)
 		}
 		checkSVD(t, "operator", full, d)
-		checkExcess(t, "operator", full, d, tail(values, rank), excessHigh)
+		checkExcess(t, "operator", full, d, linalgtest.Tail(values, rank), excessHigh)
 	}
 	for _, wrong := range []float64{0.1, 4} {
 		_, err := linalg.TruncateOperator(o, wrong*sumSquares(full), linalg.Options{Rank: 20})
@@ -607,7 +611,7 @@ func TestOverflow(t *testing.T) {
 
 // TestCertificate guards that a wrong decomposition of a matrix is noticed.
 func TestCertificate(t *testing.T) {
-	a := withSpectrum(70, 80, spectrum("P", 70), 3)
+	a := linalgtest.WithSpectrum(70, 80, linalgtest.Spectrum("P", 70), 3)
 	for name, damage := range map[string]func(d *linalg.SVD){
 		"none":      func(*linalg.SVD) {},
 		"a value":   func(d *linalg.SVD) { d.S[1] *= 1.1 },

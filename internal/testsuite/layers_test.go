@@ -41,6 +41,8 @@ var rooms = map[string]int{
 	"internal/testsuite": 9,
 	"internal/bench":     9,
 	"internal/docgen":    9,
+
+	"internal/linalg/linalgtest": 2,
 }
 
 // TestLayers reads the imports of every package and compares them with the

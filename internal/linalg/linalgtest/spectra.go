@@ -1,4 +1,6 @@
-package linalg_test
+// Package linalgtest makes matrices with known singular values, for the tests and the
+// measurements of decompositions.
+package linalgtest
 
 import (
 	"math"
@@ -6,12 +8,14 @@ import (
 	"github.com/loratool/loratool/internal/linalg"
 )
 
-// source is a fixed generator of test data (splitmix64).
-type source struct{ state uint64 }
+// Source is a fixed generator of test data (splitmix64).
+type Source struct{ state uint64 }
 
-func newSource(seed uint64) *source { return &source{seed * 0x9e3779b97f4a7c15} }
+// NewSource returns a generator of its own sequence for each seed.
+func NewSource(seed uint64) *Source { return &Source{seed * 0x9e3779b97f4a7c15} }
 
-func (s *source) uint64() uint64 {
+// Uint64 returns 64 random bits.
+func (s *Source) Uint64() uint64 {
 	s.state += 0x9e3779b97f4a7c15
 	z := s.state
 	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
@@ -19,21 +23,22 @@ func (s *source) uint64() uint64 {
 	return z ^ z>>31
 }
 
-// uniform returns a number in (0,1).
-func (s *source) uniform() float64 { return (float64(s.uint64()>>11) + 0.5) * 0x1p-53 }
+// Uniform returns a number in (0,1).
+func (s *Source) Uniform() float64 { return (float64(s.Uint64()>>11) + 0.5) * 0x1p-53 }
 
-// normal returns a standard normal number (Box and Muller).
-func (s *source) normal() float64 {
-	return math.Sqrt(-2*math.Log(s.uniform())) * math.Cos(2*math.Pi*s.uniform())
+// Normal returns a standard normal number (Box and Muller).
+func (s *Source) Normal() float64 {
+	return math.Sqrt(-2*math.Log(s.Uniform())) * math.Cos(2*math.Pi*s.Uniform())
 }
 
-// spectra are the reference spectra that decompositions are judged by: P decays
+// Spectra are the reference spectra that decompositions are judged by: P decays
 // slowly, Q faster with noise below, R is 64 directions above a noise floor.
 // Noise has the singular values of a square matrix of independent normal
 // numbers, whose largest is edge.
-var spectra = []string{"P", "Q", "R"}
+var Spectra = []string{"P", "Q", "R"}
 
-func spectrum(kind string, n int) []float64 {
+// Spectrum returns the singular values of a kind of [Spectra], n of them.
+func Spectrum(kind string, n int) []float64 {
 	s := make([]float64, n)
 	for i := range s {
 		x := float64(i + 1)
@@ -69,10 +74,10 @@ func quarterCircle(q float64) float64 {
 	return low
 }
 
-// withSpectrum returns a rows x cols matrix with the given singular values, at
+// WithSpectrum returns a rows x cols matrix with the given singular values, at
 // most min(rows, cols), and random singular vectors, right to float32 rounding.
-func withSpectrum(rows, cols int, s []float64, seed uint64) linalg.Matrix {
-	rng := newSource(seed)
+func WithSpectrum(rows, cols int, s []float64, seed uint64) linalg.Matrix {
+	rng := NewSource(seed)
 	work := make([][]float64, rows)
 	for i := range work {
 		work[i] = make([]float64, cols)
@@ -100,13 +105,13 @@ func withSpectrum(rows, cols int, s []float64, seed uint64) linalg.Matrix {
 
 // turnRows multiplies every row with the same random orthogonal matrix: random
 // signs and Hadamard transforms for powers of two, else random reflections.
-func turnRows(rng *source, x [][]float64) {
+func turnRows(rng *Source, x [][]float64) {
 	n := len(x[0])
 	if n&(n-1) == 0 {
 		for range 3 {
 			signs := make([]float64, n)
 			for i := range signs {
-				signs[i] = math.Copysign(1/math.Sqrt(float64(n)), rng.uniform()-0.5)
+				signs[i] = math.Copysign(1/math.Sqrt(float64(n)), rng.Uniform()-0.5)
 			}
 			for _, row := range x {
 				for i := range row {
@@ -121,7 +126,7 @@ func turnRows(rng *source, x [][]float64) {
 		v := make([]float64, n)
 		square := 0.0
 		for i := range v {
-			v[i] = rng.normal()
+			v[i] = rng.Normal()
 			square += v[i] * v[i]
 		}
 		for _, row := range x {
@@ -148,8 +153,8 @@ func hadamard(x []float64) {
 	}
 }
 
-// tail returns the norm of s behind the first rank, the best residual there is.
-func tail(s []float64, rank int) float64 {
+// Tail returns the norm of s behind the first rank, the best residual there is.
+func Tail(s []float64, rank int) float64 {
 	sum := 0.0
 	for _, v := range s[min(rank, len(s)):] {
 		sum += v * v
