@@ -39,6 +39,7 @@ func TestScript(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Values[started{}] = new(background)
 			e.Setenv("HOSTILE", hostile)
+			e.Setenv("LORATOOL_CPU", os.Getenv("LORATOOL_CPU"))
 			return os.CopyFS(e.WorkDir, os.DirFS(demo))
 		},
 		Condition: func(cond string) (bool, error) {

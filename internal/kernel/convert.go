@@ -1,8 +1,13 @@
 package kernel
 
 // chunkElements is what one call of assembly works on at most: the scheduler
-// can't stop a goroutine inside. 64 Ki elements take about 20 us.
-const chunkElements = 64 << 10
+// can't stop a goroutine inside. 64 Ki elements take about 20 us. Where bytes are
+// only copied a call takes copyElements: the runtime stores copies of 1 MiB and more
+// past the caches.
+const (
+	chunkElements = 64 << 10
+	copyElements  = 512 << 10
+)
 
 // DecodeBF16 and its like set leading elements of dst from src and return how
 // many: as many as the vectors of the level in use take, none at generic. The
@@ -29,6 +34,12 @@ func EncodeBF16(dst []byte, src []float32) int { return encode(BF16, dst, src) }
 // EncodeF16 is described at [EncodeBF16].
 func EncodeF16(dst []byte, src []float32) int { return encode(F16, dst, src) }
 
+// EncodeE4M3 is described at [EncodeBF16].
+func EncodeE4M3(dst []byte, src []float32) int { return encode(E4M3, dst, src) }
+
+// EncodeE5M2 is described at [EncodeBF16].
+func EncodeE5M2(dst []byte, src []float32) int { return encode(E5M2, dst, src) }
+
 // EncodeF32 is described at [EncodeBF16].
 func EncodeF32(dst []byte, src []float32) int { return encode(F32, dst, src) }
 
@@ -43,13 +54,21 @@ func (s Storage) size() int {
 	return 1
 }
 
+// chunk returns how many of n elements a call converts, a multiple of 16.
+func (s Storage) chunk(n int) int {
+	if s == F32 {
+		return min(n, copyElements) &^ 15
+	}
+	return min(n, chunkElements) &^ 15
+}
+
 func decode(s Storage, dst []float32, src []byte) int {
 	if len(src) != len(dst)*s.size() {
 		panic(badSrc)
 	}
 	done := 0
 	for len(dst)-done >= 16 && current() != generic {
-		count := min(len(dst)-done, chunkElements) &^ 15
+		count := s.chunk(len(dst) - done)
 		decodeBlocks(s, dst[done:done+count], src[done*s.size():], 4*len(dst))
 		done += count
 	}
@@ -62,7 +81,7 @@ func encode(s Storage, dst []byte, src []float32) int {
 	}
 	done := 0
 	for len(src)-done >= 16 && current() != generic {
-		count := min(len(src)-done, chunkElements) &^ 15
+		count := s.chunk(len(src) - done)
 		encodeBlocks(s, dst[done*s.size():], src[done:done+count], len(dst))
 		done += count
 	}

@@ -49,6 +49,14 @@ func encodeBlocks(t Storage, dst []byte, src []float32, total int) {
 		streamEncodeF16AVX2(d, s, blocks)
 	case t == F16:
 		encodeF16AVX2(d, s, blocks)
+	case t == E4M3 && stream:
+		streamEncodeE4M3AVX2(d, s, blocks)
+	case t == E4M3:
+		encodeE4M3AVX2(d, s, blocks)
+	case t == E5M2 && stream:
+		streamEncodeE5M2AVX2(d, s, blocks)
+	case t == E5M2:
+		encodeE5M2AVX2(d, s, blocks)
 	}
 }
 

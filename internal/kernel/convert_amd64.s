@@ -166,6 +166,91 @@ blocks_end:
 	VZEROUPPER
 	RET
 
+// func encodeE5M2AVX2(dst *byte, src *float32, blocks int)
+// Requires: AVX, AVX2
+TEXT ·encodeE5M2AVX2(SB), NOSPLIT, $0-24
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         blocks+16(FP), DX
+	MOVL         $0x7fffffff, BX
+	VMOVD        BX, X0
+	VPBROADCASTD X0, Y0
+	MOVL         $0x7f800000, BX
+	VMOVD        BX, X1
+	VPBROADCASTD X1, Y1
+	MOVL         $0x47800000, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	MOVL         $0x38800000, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	MOVL         $0x0a800000, BX
+	VMOVD        BX, X4
+	VPBROADCASTD X4, Y4
+	MOVL         $0x01c401c4, BX
+	VMOVD        BX, X5
+	VPBROADCASTD X5, Y5
+	MOVL         $0x00000002, BX
+	VMOVD        BX, X6
+	VPBROADCASTD X6, Y6
+	MOVL         $0x00000003, BX
+	VMOVD        BX, X7
+	VPBROADCASTD X7, Y7
+	SUBQ         $0x01, DX
+	JLT          blocks_end
+
+blocks:
+	VPAND        (CX), Y0, Y11
+	VPCMPGTD     Y1, Y11, Y12
+	VPMINUD      Y2, Y11, Y8
+	VPAND        Y1, Y8, Y9
+	VPMAXUD      Y3, Y9, Y9
+	VPADDD       Y4, Y9, Y10
+	VADDPS       Y10, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPSRLD       $0x15, Y9, Y9
+	VPADDD       Y8, Y9, Y9
+	VPSRLD       $0x15, Y11, Y11
+	VPAND        Y7, Y11, Y11
+	VPOR         Y6, Y11, Y11
+	VPAND        Y12, Y11, Y11
+	VPADDD       Y11, Y9, Y9
+	VPAND        32(CX), Y0, Y12
+	VPCMPGTD     Y1, Y12, Y13
+	VPMINUD      Y2, Y12, Y8
+	VPAND        Y1, Y8, Y10
+	VPMAXUD      Y3, Y10, Y10
+	VPADDD       Y4, Y10, Y11
+	VADDPS       Y11, Y8, Y8
+	VPSUBD       Y11, Y8, Y8
+	VPSRLD       $0x15, Y10, Y10
+	VPADDD       Y8, Y10, Y10
+	VPSRLD       $0x15, Y12, Y12
+	VPAND        Y7, Y12, Y12
+	VPOR         Y6, Y12, Y12
+	VPAND        Y13, Y12, Y12
+	VPADDD       Y12, Y10, Y10
+	VPACKSSDW    Y10, Y9, Y9
+	VPSUBW       Y5, Y9, Y9
+	VMOVUPS      (CX), Y8
+	VPACKSSDW    32(CX), Y8, Y8
+	VPSRLW       $0x0f, Y8, Y8
+	VPSLLW       $0x07, Y8, Y8
+	VPOR         Y8, Y9, Y9
+	VPERMQ       $0xd8, Y9, Y9
+	VEXTRACTI128 $0x01, Y9, X8
+	VPACKUSWB    X8, X9, X9
+	VMOVUPS      X9, (AX)
+	ADDQ         $0x00000040, CX
+	ADDQ         $0x00000010, AX
+	SUBQ         $0x01, DX
+	JGE          blocks
+
+blocks_end:
+	ADDQ $0x01, DX
+	VZEROUPPER
+	RET
+
 // func decodeE4M3AVX2(dst *float32, src *byte, blocks int)
 // Requires: AVX, AVX2, F16C
 TEXT ·decodeE4M3AVX2(SB), NOSPLIT, $0-24
@@ -181,42 +266,105 @@ TEXT ·decodeE4M3AVX2(SB), NOSPLIT, $0-24
 	MOVL         $0x43800000, BX
 	VMOVD        BX, X2
 	VPBROADCASTD X2, Y2
-	MOVL         $0x7fffffff, BX
+	MOVL         $0x00800080, BX
 	VMOVD        BX, X3
 	VPBROADCASTD X3, Y3
-	MOVL         $0x43f00000, BX
+	MOVL         $0x40004000, BX
 	VMOVD        BX, X4
 	VPBROADCASTD X4, Y4
-	MOVL         $0x7ff00000, BX
+	SUBQ         $0x01, DX
+	JLT          blocks_end
+
+blocks:
+	VPMOVZXBW    (CX), Y5
+	VPSLLW       $0x08, Y5, Y6
+	VPSLLW       $0x07, Y5, Y5
+	VPAND        Y1, Y6, Y6
+	VPAND        Y0, Y5, Y5
+	VPADDW       Y3, Y5, Y7
+	VPAND        Y4, Y7, Y7
+	VPOR         Y6, Y5, Y5
+	VPOR         Y7, Y5, Y5
+	VEXTRACTI128 $0x01, Y5, X6
+	VCVTPH2PS    X5, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVUPS      Y5, (AX)
+	VCVTPH2PS    X6, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVUPS      Y5, 32(AX)
+	ADDQ         $0x00000010, CX
+	ADDQ         $0x00000040, AX
+	SUBQ         $0x01, DX
+	JGE          blocks
+
+blocks_end:
+	ADDQ $0x01, DX
+	VZEROUPPER
+	RET
+
+// func encodeE4M3AVX2(dst *byte, src *float32, blocks int)
+// Requires: AVX, AVX2
+TEXT ·encodeE4M3AVX2(SB), NOSPLIT, $0-24
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         blocks+16(FP), DX
+	MOVL         $0x7fffffff, BX
+	VMOVD        BX, X0
+	VPBROADCASTD X0, Y0
+	MOVL         $0x7f800000, BX
+	VMOVD        BX, X1
+	VPBROADCASTD X1, Y1
+	MOVL         $0x43e00000, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	MOVL         $0x3c800000, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	MOVL         $0x0a000000, BX
+	VMOVD        BX, X4
+	VPBROADCASTD X4, Y4
+	MOVL         $0x03c803c8, BX
 	VMOVD        BX, X5
 	VPBROADCASTD X5, Y5
 	SUBQ         $0x01, DX
 	JLT          blocks_end
 
 blocks:
-	VPMOVZXBW    (CX), Y6
-	VPSLLW       $0x08, Y6, Y7
+	VPAND        (CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y9
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y7
+	VPMAXUD      Y3, Y7, Y7
+	VPADDD       Y4, Y7, Y8
+	VADDPS       Y8, Y6, Y6
+	VPSUBD       Y8, Y6, Y6
+	VPSRLD       $0x14, Y7, Y7
+	VPADDD       Y6, Y7, Y7
+	VPSUBD       Y9, Y7, Y7
+	VPAND        32(CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y10
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y8
+	VPMAXUD      Y3, Y8, Y8
+	VPADDD       Y4, Y8, Y9
+	VADDPS       Y9, Y6, Y6
+	VPSUBD       Y9, Y6, Y6
+	VPSRLD       $0x14, Y8, Y8
+	VPADDD       Y6, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPACKSSDW    Y8, Y7, Y7
+	VPSUBW       Y5, Y7, Y7
+	VMOVUPS      (CX), Y6
+	VPACKSSDW    32(CX), Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
 	VPSLLW       $0x07, Y6, Y6
-	VPAND        Y1, Y7, Y7
-	VPAND        Y0, Y6, Y6
-	VPOR         Y7, Y6, Y6
-	VEXTRACTI128 $0x01, Y6, X7
-	VCVTPH2PS    X6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPAND        Y3, Y6, Y8
-	VPCMPEQD     Y4, Y8, Y8
-	VPAND        Y5, Y8, Y8
-	VPOR         Y8, Y6, Y6
-	VMOVUPS      Y6, (AX)
-	VCVTPH2PS    X7, Y6
-	VMULPS       Y2, Y6, Y6
-	VPAND        Y3, Y6, Y7
-	VPCMPEQD     Y4, Y7, Y7
-	VPAND        Y5, Y7, Y7
-	VPOR         Y7, Y6, Y6
-	VMOVUPS      Y6, 32(AX)
-	ADDQ         $0x00000010, CX
-	ADDQ         $0x00000040, AX
+	VPOR         Y6, Y7, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VEXTRACTI128 $0x01, Y7, X6
+	VPACKUSWB    X6, X7, X7
+	VMOVUPS      X7, (AX)
+	ADDQ         $0x00000040, CX
+	ADDQ         $0x00000010, AX
 	SUBQ         $0x01, DX
 	JGE          blocks
 
@@ -234,8 +382,67 @@ TEXT ·streamDecodeBF16AVX2(SB), NOSPLIT, $0-24
 	MOVL         $0x00400000, BX
 	VMOVD        BX, X0
 	VPBROADCASTD X0, Y0
-	SUBQ         $0x01, DX
-	JLT          blocks_end
+	SUBQ         $0x04, DX
+	JLT          lines_end
+
+lines:
+	VPMOVZXWD (CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VPAND     Y0, Y2, Y2
+	VPOR      Y2, Y1, Y1
+	VMOVNTPS  Y1, (AX)
+	VPMOVZXWD 16(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VPAND     Y0, Y2, Y2
+	VPOR      Y2, Y1, Y1
+	VMOVNTPS  Y1, 32(AX)
+	VPMOVZXWD 32(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VPAND     Y0, Y2, Y2
+	VPOR      Y2, Y1, Y1
+	VMOVNTPS  Y1, 64(AX)
+	VPMOVZXWD 48(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VPAND     Y0, Y2, Y2
+	VPOR      Y2, Y1, Y1
+	VMOVNTPS  Y1, 96(AX)
+	VPMOVZXWD 64(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VPAND     Y0, Y2, Y2
+	VPOR      Y2, Y1, Y1
+	VMOVNTPS  Y1, 128(AX)
+	VPMOVZXWD 80(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VPAND     Y0, Y2, Y2
+	VPOR      Y2, Y1, Y1
+	VMOVNTPS  Y1, 160(AX)
+	VPMOVZXWD 96(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VPAND     Y0, Y2, Y2
+	VPOR      Y2, Y1, Y1
+	VMOVNTPS  Y1, 192(AX)
+	VPMOVZXWD 112(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VPAND     Y0, Y2, Y2
+	VPOR      Y2, Y1, Y1
+	VMOVNTPS  Y1, 224(AX)
+	ADDQ      $0x00000080, CX
+	ADDQ      $0x00000100, AX
+	SUBQ      $0x04, DX
+	JGE       lines
+
+lines_end:
+	ADDQ $0x04, DX
+	SUBQ $0x01, DX
+	JLT  blocks_end
 
 blocks:
 	VPMOVZXWD (CX), Y1
@@ -276,8 +483,103 @@ TEXT ·streamEncodeBF16AVX2(SB), NOSPLIT, $0-24
 	MOVL         $0x00000040, BX
 	VMOVD        BX, X2
 	VPBROADCASTD X2, Y2
-	SUBQ         $0x01, DX
-	JLT          blocks_end
+	SUBQ         $0x04, DX
+	JLT          lines_end
+
+lines:
+	VMOVUPS   (CX), Y3
+	VPSRLD    $0x10, Y3, Y4
+	VPAND     Y0, Y4, Y5
+	VCMPPS    $0x03, Y3, Y3, Y6
+	VPADDD    Y1, Y3, Y3
+	VPADDD    Y5, Y3, Y3
+	VPSRLD    $0x10, Y3, Y3
+	VPOR      Y2, Y4, Y4
+	VBLENDVPS Y6, Y4, Y3, Y3
+	VMOVUPS   32(CX), Y4
+	VPSRLD    $0x10, Y4, Y5
+	VPAND     Y0, Y5, Y6
+	VCMPPS    $0x03, Y4, Y4, Y7
+	VPADDD    Y1, Y4, Y4
+	VPADDD    Y6, Y4, Y4
+	VPSRLD    $0x10, Y4, Y4
+	VPOR      Y2, Y5, Y5
+	VBLENDVPS Y7, Y5, Y4, Y4
+	VPACKUSDW Y4, Y3, Y3
+	VPERMQ    $0xd8, Y3, Y3
+	VMOVNTPS  Y3, (AX)
+	VMOVUPS   64(CX), Y3
+	VPSRLD    $0x10, Y3, Y4
+	VPAND     Y0, Y4, Y5
+	VCMPPS    $0x03, Y3, Y3, Y6
+	VPADDD    Y1, Y3, Y3
+	VPADDD    Y5, Y3, Y3
+	VPSRLD    $0x10, Y3, Y3
+	VPOR      Y2, Y4, Y4
+	VBLENDVPS Y6, Y4, Y3, Y3
+	VMOVUPS   96(CX), Y4
+	VPSRLD    $0x10, Y4, Y5
+	VPAND     Y0, Y5, Y6
+	VCMPPS    $0x03, Y4, Y4, Y7
+	VPADDD    Y1, Y4, Y4
+	VPADDD    Y6, Y4, Y4
+	VPSRLD    $0x10, Y4, Y4
+	VPOR      Y2, Y5, Y5
+	VBLENDVPS Y7, Y5, Y4, Y4
+	VPACKUSDW Y4, Y3, Y3
+	VPERMQ    $0xd8, Y3, Y3
+	VMOVNTPS  Y3, 32(AX)
+	VMOVUPS   128(CX), Y3
+	VPSRLD    $0x10, Y3, Y4
+	VPAND     Y0, Y4, Y5
+	VCMPPS    $0x03, Y3, Y3, Y6
+	VPADDD    Y1, Y3, Y3
+	VPADDD    Y5, Y3, Y3
+	VPSRLD    $0x10, Y3, Y3
+	VPOR      Y2, Y4, Y4
+	VBLENDVPS Y6, Y4, Y3, Y3
+	VMOVUPS   160(CX), Y4
+	VPSRLD    $0x10, Y4, Y5
+	VPAND     Y0, Y5, Y6
+	VCMPPS    $0x03, Y4, Y4, Y7
+	VPADDD    Y1, Y4, Y4
+	VPADDD    Y6, Y4, Y4
+	VPSRLD    $0x10, Y4, Y4
+	VPOR      Y2, Y5, Y5
+	VBLENDVPS Y7, Y5, Y4, Y4
+	VPACKUSDW Y4, Y3, Y3
+	VPERMQ    $0xd8, Y3, Y3
+	VMOVNTPS  Y3, 64(AX)
+	VMOVUPS   192(CX), Y3
+	VPSRLD    $0x10, Y3, Y4
+	VPAND     Y0, Y4, Y5
+	VCMPPS    $0x03, Y3, Y3, Y6
+	VPADDD    Y1, Y3, Y3
+	VPADDD    Y5, Y3, Y3
+	VPSRLD    $0x10, Y3, Y3
+	VPOR      Y2, Y4, Y4
+	VBLENDVPS Y6, Y4, Y3, Y3
+	VMOVUPS   224(CX), Y4
+	VPSRLD    $0x10, Y4, Y5
+	VPAND     Y0, Y5, Y6
+	VCMPPS    $0x03, Y4, Y4, Y7
+	VPADDD    Y1, Y4, Y4
+	VPADDD    Y6, Y4, Y4
+	VPSRLD    $0x10, Y4, Y4
+	VPOR      Y2, Y5, Y5
+	VBLENDVPS Y7, Y5, Y4, Y4
+	VPACKUSDW Y4, Y3, Y3
+	VPERMQ    $0xd8, Y3, Y3
+	VMOVNTPS  Y3, 96(AX)
+	ADDQ      $0x00000100, CX
+	ADDQ      $0x00000080, AX
+	SUBQ      $0x04, DX
+	JGE       lines
+
+lines_end:
+	ADDQ $0x04, DX
+	SUBQ $0x01, DX
+	JLT  blocks_end
 
 blocks:
 	VMOVUPS   (CX), Y3
@@ -318,6 +620,33 @@ TEXT ·streamDecodeF16AVX2(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
 	MOVQ blocks+16(FP), DX
+	SUBQ $0x04, DX
+	JLT  lines_end
+
+lines:
+	VCVTPH2PS (CX), Y0
+	VMOVNTPS  Y0, (AX)
+	VCVTPH2PS 16(CX), Y0
+	VMOVNTPS  Y0, 32(AX)
+	VCVTPH2PS 32(CX), Y0
+	VMOVNTPS  Y0, 64(AX)
+	VCVTPH2PS 48(CX), Y0
+	VMOVNTPS  Y0, 96(AX)
+	VCVTPH2PS 64(CX), Y0
+	VMOVNTPS  Y0, 128(AX)
+	VCVTPH2PS 80(CX), Y0
+	VMOVNTPS  Y0, 160(AX)
+	VCVTPH2PS 96(CX), Y0
+	VMOVNTPS  Y0, 192(AX)
+	VCVTPH2PS 112(CX), Y0
+	VMOVNTPS  Y0, 224(AX)
+	ADDQ      $0x00000080, CX
+	ADDQ      $0x00000100, AX
+	SUBQ      $0x04, DX
+	JGE       lines
+
+lines_end:
+	ADDQ $0x04, DX
 	SUBQ $0x01, DX
 	JLT  blocks_end
 
@@ -343,6 +672,41 @@ TEXT ·streamEncodeF16AVX2(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
 	MOVQ blocks+16(FP), DX
+	SUBQ $0x04, DX
+	JLT  lines_end
+
+lines:
+	VMOVUPS   (CX), Y0
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, (AX)
+	VMOVUPS   32(CX), Y0
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 16(AX)
+	VMOVUPS   64(CX), Y0
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 32(AX)
+	VMOVUPS   96(CX), Y0
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 48(AX)
+	VMOVUPS   128(CX), Y0
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 64(AX)
+	VMOVUPS   160(CX), Y0
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 80(AX)
+	VMOVUPS   192(CX), Y0
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 96(AX)
+	VMOVUPS   224(CX), Y0
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 112(AX)
+	ADDQ      $0x00000100, CX
+	ADDQ      $0x00000080, AX
+	SUBQ      $0x04, DX
+	JGE       lines
+
+lines_end:
+	ADDQ $0x04, DX
 	SUBQ $0x01, DX
 	JLT  blocks_end
 
@@ -370,6 +734,45 @@ TEXT ·streamDecodeE5M2AVX2(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
 	MOVQ blocks+16(FP), DX
+	SUBQ $0x04, DX
+	JLT  lines_end
+
+lines:
+	VPMOVZXBW    (CX), Y0
+	VPSLLW       $0x08, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VCVTPH2PS    X0, Y0
+	VMOVNTPS     Y0, (AX)
+	VCVTPH2PS    X1, Y0
+	VMOVNTPS     Y0, 32(AX)
+	VPMOVZXBW    16(CX), Y0
+	VPSLLW       $0x08, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VCVTPH2PS    X0, Y0
+	VMOVNTPS     Y0, 64(AX)
+	VCVTPH2PS    X1, Y0
+	VMOVNTPS     Y0, 96(AX)
+	VPMOVZXBW    32(CX), Y0
+	VPSLLW       $0x08, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VCVTPH2PS    X0, Y0
+	VMOVNTPS     Y0, 128(AX)
+	VCVTPH2PS    X1, Y0
+	VMOVNTPS     Y0, 160(AX)
+	VPMOVZXBW    48(CX), Y0
+	VPSLLW       $0x08, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VCVTPH2PS    X0, Y0
+	VMOVNTPS     Y0, 192(AX)
+	VCVTPH2PS    X1, Y0
+	VMOVNTPS     Y0, 224(AX)
+	ADDQ         $0x00000040, CX
+	ADDQ         $0x00000100, AX
+	SUBQ         $0x04, DX
+	JGE          lines
+
+lines_end:
+	ADDQ $0x04, DX
 	SUBQ $0x01, DX
 	JLT  blocks_end
 
@@ -383,6 +786,267 @@ blocks:
 	VMOVNTPS     Y0, 32(AX)
 	ADDQ         $0x00000010, CX
 	ADDQ         $0x00000040, AX
+	SUBQ         $0x01, DX
+	JGE          blocks
+
+blocks_end:
+	ADDQ $0x01, DX
+	SFENCE
+	VZEROUPPER
+	RET
+
+// func streamEncodeE5M2AVX2(dst *byte, src *float32, blocks int)
+// Requires: AVX, AVX2, MMX+
+TEXT ·streamEncodeE5M2AVX2(SB), NOSPLIT, $0-24
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         blocks+16(FP), DX
+	MOVL         $0x7fffffff, BX
+	VMOVD        BX, X0
+	VPBROADCASTD X0, Y0
+	MOVL         $0x7f800000, BX
+	VMOVD        BX, X1
+	VPBROADCASTD X1, Y1
+	MOVL         $0x47800000, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	MOVL         $0x38800000, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	MOVL         $0x0a800000, BX
+	VMOVD        BX, X4
+	VPBROADCASTD X4, Y4
+	MOVL         $0x01c401c4, BX
+	VMOVD        BX, X5
+	VPBROADCASTD X5, Y5
+	MOVL         $0x00000002, BX
+	VMOVD        BX, X6
+	VPBROADCASTD X6, Y6
+	MOVL         $0x00000003, BX
+	VMOVD        BX, X7
+	VPBROADCASTD X7, Y7
+	SUBQ         $0x04, DX
+	JLT          lines_end
+
+lines:
+	VPAND        (CX), Y0, Y11
+	VPCMPGTD     Y1, Y11, Y12
+	VPMINUD      Y2, Y11, Y8
+	VPAND        Y1, Y8, Y9
+	VPMAXUD      Y3, Y9, Y9
+	VPADDD       Y4, Y9, Y10
+	VADDPS       Y10, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPSRLD       $0x15, Y9, Y9
+	VPADDD       Y8, Y9, Y9
+	VPSRLD       $0x15, Y11, Y11
+	VPAND        Y7, Y11, Y11
+	VPOR         Y6, Y11, Y11
+	VPAND        Y12, Y11, Y11
+	VPADDD       Y11, Y9, Y9
+	VPAND        32(CX), Y0, Y12
+	VPCMPGTD     Y1, Y12, Y13
+	VPMINUD      Y2, Y12, Y8
+	VPAND        Y1, Y8, Y10
+	VPMAXUD      Y3, Y10, Y10
+	VPADDD       Y4, Y10, Y11
+	VADDPS       Y11, Y8, Y8
+	VPSUBD       Y11, Y8, Y8
+	VPSRLD       $0x15, Y10, Y10
+	VPADDD       Y8, Y10, Y10
+	VPSRLD       $0x15, Y12, Y12
+	VPAND        Y7, Y12, Y12
+	VPOR         Y6, Y12, Y12
+	VPAND        Y13, Y12, Y12
+	VPADDD       Y12, Y10, Y10
+	VPACKSSDW    Y10, Y9, Y9
+	VPSUBW       Y5, Y9, Y9
+	VMOVUPS      (CX), Y8
+	VPACKSSDW    32(CX), Y8, Y8
+	VPSRLW       $0x0f, Y8, Y8
+	VPSLLW       $0x07, Y8, Y8
+	VPOR         Y8, Y9, Y9
+	VPERMQ       $0xd8, Y9, Y9
+	VEXTRACTI128 $0x01, Y9, X8
+	VPACKUSWB    X8, X9, X9
+	VMOVNTPS     X9, (AX)
+	VPAND        64(CX), Y0, Y11
+	VPCMPGTD     Y1, Y11, Y12
+	VPMINUD      Y2, Y11, Y8
+	VPAND        Y1, Y8, Y9
+	VPMAXUD      Y3, Y9, Y9
+	VPADDD       Y4, Y9, Y10
+	VADDPS       Y10, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPSRLD       $0x15, Y9, Y9
+	VPADDD       Y8, Y9, Y9
+	VPSRLD       $0x15, Y11, Y11
+	VPAND        Y7, Y11, Y11
+	VPOR         Y6, Y11, Y11
+	VPAND        Y12, Y11, Y11
+	VPADDD       Y11, Y9, Y9
+	VPAND        96(CX), Y0, Y12
+	VPCMPGTD     Y1, Y12, Y13
+	VPMINUD      Y2, Y12, Y8
+	VPAND        Y1, Y8, Y10
+	VPMAXUD      Y3, Y10, Y10
+	VPADDD       Y4, Y10, Y11
+	VADDPS       Y11, Y8, Y8
+	VPSUBD       Y11, Y8, Y8
+	VPSRLD       $0x15, Y10, Y10
+	VPADDD       Y8, Y10, Y10
+	VPSRLD       $0x15, Y12, Y12
+	VPAND        Y7, Y12, Y12
+	VPOR         Y6, Y12, Y12
+	VPAND        Y13, Y12, Y12
+	VPADDD       Y12, Y10, Y10
+	VPACKSSDW    Y10, Y9, Y9
+	VPSUBW       Y5, Y9, Y9
+	VMOVUPS      64(CX), Y8
+	VPACKSSDW    96(CX), Y8, Y8
+	VPSRLW       $0x0f, Y8, Y8
+	VPSLLW       $0x07, Y8, Y8
+	VPOR         Y8, Y9, Y9
+	VPERMQ       $0xd8, Y9, Y9
+	VEXTRACTI128 $0x01, Y9, X8
+	VPACKUSWB    X8, X9, X9
+	VMOVNTPS     X9, 16(AX)
+	VPAND        128(CX), Y0, Y11
+	VPCMPGTD     Y1, Y11, Y12
+	VPMINUD      Y2, Y11, Y8
+	VPAND        Y1, Y8, Y9
+	VPMAXUD      Y3, Y9, Y9
+	VPADDD       Y4, Y9, Y10
+	VADDPS       Y10, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPSRLD       $0x15, Y9, Y9
+	VPADDD       Y8, Y9, Y9
+	VPSRLD       $0x15, Y11, Y11
+	VPAND        Y7, Y11, Y11
+	VPOR         Y6, Y11, Y11
+	VPAND        Y12, Y11, Y11
+	VPADDD       Y11, Y9, Y9
+	VPAND        160(CX), Y0, Y12
+	VPCMPGTD     Y1, Y12, Y13
+	VPMINUD      Y2, Y12, Y8
+	VPAND        Y1, Y8, Y10
+	VPMAXUD      Y3, Y10, Y10
+	VPADDD       Y4, Y10, Y11
+	VADDPS       Y11, Y8, Y8
+	VPSUBD       Y11, Y8, Y8
+	VPSRLD       $0x15, Y10, Y10
+	VPADDD       Y8, Y10, Y10
+	VPSRLD       $0x15, Y12, Y12
+	VPAND        Y7, Y12, Y12
+	VPOR         Y6, Y12, Y12
+	VPAND        Y13, Y12, Y12
+	VPADDD       Y12, Y10, Y10
+	VPACKSSDW    Y10, Y9, Y9
+	VPSUBW       Y5, Y9, Y9
+	VMOVUPS      128(CX), Y8
+	VPACKSSDW    160(CX), Y8, Y8
+	VPSRLW       $0x0f, Y8, Y8
+	VPSLLW       $0x07, Y8, Y8
+	VPOR         Y8, Y9, Y9
+	VPERMQ       $0xd8, Y9, Y9
+	VEXTRACTI128 $0x01, Y9, X8
+	VPACKUSWB    X8, X9, X9
+	VMOVNTPS     X9, 32(AX)
+	VPAND        192(CX), Y0, Y11
+	VPCMPGTD     Y1, Y11, Y12
+	VPMINUD      Y2, Y11, Y8
+	VPAND        Y1, Y8, Y9
+	VPMAXUD      Y3, Y9, Y9
+	VPADDD       Y4, Y9, Y10
+	VADDPS       Y10, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPSRLD       $0x15, Y9, Y9
+	VPADDD       Y8, Y9, Y9
+	VPSRLD       $0x15, Y11, Y11
+	VPAND        Y7, Y11, Y11
+	VPOR         Y6, Y11, Y11
+	VPAND        Y12, Y11, Y11
+	VPADDD       Y11, Y9, Y9
+	VPAND        224(CX), Y0, Y12
+	VPCMPGTD     Y1, Y12, Y13
+	VPMINUD      Y2, Y12, Y8
+	VPAND        Y1, Y8, Y10
+	VPMAXUD      Y3, Y10, Y10
+	VPADDD       Y4, Y10, Y11
+	VADDPS       Y11, Y8, Y8
+	VPSUBD       Y11, Y8, Y8
+	VPSRLD       $0x15, Y10, Y10
+	VPADDD       Y8, Y10, Y10
+	VPSRLD       $0x15, Y12, Y12
+	VPAND        Y7, Y12, Y12
+	VPOR         Y6, Y12, Y12
+	VPAND        Y13, Y12, Y12
+	VPADDD       Y12, Y10, Y10
+	VPACKSSDW    Y10, Y9, Y9
+	VPSUBW       Y5, Y9, Y9
+	VMOVUPS      192(CX), Y8
+	VPACKSSDW    224(CX), Y8, Y8
+	VPSRLW       $0x0f, Y8, Y8
+	VPSLLW       $0x07, Y8, Y8
+	VPOR         Y8, Y9, Y9
+	VPERMQ       $0xd8, Y9, Y9
+	VEXTRACTI128 $0x01, Y9, X8
+	VPACKUSWB    X8, X9, X9
+	VMOVNTPS     X9, 48(AX)
+	ADDQ         $0x00000100, CX
+	ADDQ         $0x00000040, AX
+	SUBQ         $0x04, DX
+	JGE          lines
+
+lines_end:
+	ADDQ $0x04, DX
+	SUBQ $0x01, DX
+	JLT  blocks_end
+
+blocks:
+	VPAND        (CX), Y0, Y11
+	VPCMPGTD     Y1, Y11, Y12
+	VPMINUD      Y2, Y11, Y8
+	VPAND        Y1, Y8, Y9
+	VPMAXUD      Y3, Y9, Y9
+	VPADDD       Y4, Y9, Y10
+	VADDPS       Y10, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPSRLD       $0x15, Y9, Y9
+	VPADDD       Y8, Y9, Y9
+	VPSRLD       $0x15, Y11, Y11
+	VPAND        Y7, Y11, Y11
+	VPOR         Y6, Y11, Y11
+	VPAND        Y12, Y11, Y11
+	VPADDD       Y11, Y9, Y9
+	VPAND        32(CX), Y0, Y12
+	VPCMPGTD     Y1, Y12, Y13
+	VPMINUD      Y2, Y12, Y8
+	VPAND        Y1, Y8, Y10
+	VPMAXUD      Y3, Y10, Y10
+	VPADDD       Y4, Y10, Y11
+	VADDPS       Y11, Y8, Y8
+	VPSUBD       Y11, Y8, Y8
+	VPSRLD       $0x15, Y10, Y10
+	VPADDD       Y8, Y10, Y10
+	VPSRLD       $0x15, Y12, Y12
+	VPAND        Y7, Y12, Y12
+	VPOR         Y6, Y12, Y12
+	VPAND        Y13, Y12, Y12
+	VPADDD       Y12, Y10, Y10
+	VPACKSSDW    Y10, Y9, Y9
+	VPSUBW       Y5, Y9, Y9
+	VMOVUPS      (CX), Y8
+	VPACKSSDW    32(CX), Y8, Y8
+	VPSRLW       $0x0f, Y8, Y8
+	VPSLLW       $0x07, Y8, Y8
+	VPOR         Y8, Y9, Y9
+	VPERMQ       $0xd8, Y9, Y9
+	VEXTRACTI128 $0x01, Y9, X8
+	VPACKUSWB    X8, X9, X9
+	VMOVNTPS     X9, (AX)
+	ADDQ         $0x00000040, CX
+	ADDQ         $0x00000010, AX
 	SUBQ         $0x01, DX
 	JGE          blocks
 
@@ -407,42 +1071,324 @@ TEXT ·streamDecodeE4M3AVX2(SB), NOSPLIT, $0-24
 	MOVL         $0x43800000, BX
 	VMOVD        BX, X2
 	VPBROADCASTD X2, Y2
-	MOVL         $0x7fffffff, BX
+	MOVL         $0x00800080, BX
 	VMOVD        BX, X3
 	VPBROADCASTD X3, Y3
-	MOVL         $0x43f00000, BX
+	MOVL         $0x40004000, BX
 	VMOVD        BX, X4
 	VPBROADCASTD X4, Y4
-	MOVL         $0x7ff00000, BX
-	VMOVD        BX, X5
-	VPBROADCASTD X5, Y5
-	SUBQ         $0x01, DX
-	JLT          blocks_end
+	SUBQ         $0x04, DX
+	JLT          lines_end
+
+lines:
+	VPMOVZXBW    (CX), Y5
+	VPSLLW       $0x08, Y5, Y6
+	VPSLLW       $0x07, Y5, Y5
+	VPAND        Y1, Y6, Y6
+	VPAND        Y0, Y5, Y5
+	VPADDW       Y3, Y5, Y7
+	VPAND        Y4, Y7, Y7
+	VPOR         Y6, Y5, Y5
+	VPOR         Y7, Y5, Y5
+	VEXTRACTI128 $0x01, Y5, X6
+	VCVTPH2PS    X5, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVNTPS     Y5, (AX)
+	VCVTPH2PS    X6, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVNTPS     Y5, 32(AX)
+	VPMOVZXBW    16(CX), Y5
+	VPSLLW       $0x08, Y5, Y6
+	VPSLLW       $0x07, Y5, Y5
+	VPAND        Y1, Y6, Y6
+	VPAND        Y0, Y5, Y5
+	VPADDW       Y3, Y5, Y7
+	VPAND        Y4, Y7, Y7
+	VPOR         Y6, Y5, Y5
+	VPOR         Y7, Y5, Y5
+	VEXTRACTI128 $0x01, Y5, X6
+	VCVTPH2PS    X5, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVNTPS     Y5, 64(AX)
+	VCVTPH2PS    X6, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVNTPS     Y5, 96(AX)
+	VPMOVZXBW    32(CX), Y5
+	VPSLLW       $0x08, Y5, Y6
+	VPSLLW       $0x07, Y5, Y5
+	VPAND        Y1, Y6, Y6
+	VPAND        Y0, Y5, Y5
+	VPADDW       Y3, Y5, Y7
+	VPAND        Y4, Y7, Y7
+	VPOR         Y6, Y5, Y5
+	VPOR         Y7, Y5, Y5
+	VEXTRACTI128 $0x01, Y5, X6
+	VCVTPH2PS    X5, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVNTPS     Y5, 128(AX)
+	VCVTPH2PS    X6, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVNTPS     Y5, 160(AX)
+	VPMOVZXBW    48(CX), Y5
+	VPSLLW       $0x08, Y5, Y6
+	VPSLLW       $0x07, Y5, Y5
+	VPAND        Y1, Y6, Y6
+	VPAND        Y0, Y5, Y5
+	VPADDW       Y3, Y5, Y7
+	VPAND        Y4, Y7, Y7
+	VPOR         Y6, Y5, Y5
+	VPOR         Y7, Y5, Y5
+	VEXTRACTI128 $0x01, Y5, X6
+	VCVTPH2PS    X5, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVNTPS     Y5, 192(AX)
+	VCVTPH2PS    X6, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVNTPS     Y5, 224(AX)
+	ADDQ         $0x00000040, CX
+	ADDQ         $0x00000100, AX
+	SUBQ         $0x04, DX
+	JGE          lines
+
+lines_end:
+	ADDQ $0x04, DX
+	SUBQ $0x01, DX
+	JLT  blocks_end
 
 blocks:
-	VPMOVZXBW    (CX), Y6
-	VPSLLW       $0x08, Y6, Y7
-	VPSLLW       $0x07, Y6, Y6
-	VPAND        Y1, Y7, Y7
-	VPAND        Y0, Y6, Y6
-	VPOR         Y7, Y6, Y6
-	VEXTRACTI128 $0x01, Y6, X7
-	VCVTPH2PS    X6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPAND        Y3, Y6, Y8
-	VPCMPEQD     Y4, Y8, Y8
-	VPAND        Y5, Y8, Y8
-	VPOR         Y8, Y6, Y6
-	VMOVNTPS     Y6, (AX)
-	VCVTPH2PS    X7, Y6
-	VMULPS       Y2, Y6, Y6
-	VPAND        Y3, Y6, Y7
-	VPCMPEQD     Y4, Y7, Y7
-	VPAND        Y5, Y7, Y7
-	VPOR         Y7, Y6, Y6
-	VMOVNTPS     Y6, 32(AX)
+	VPMOVZXBW    (CX), Y5
+	VPSLLW       $0x08, Y5, Y6
+	VPSLLW       $0x07, Y5, Y5
+	VPAND        Y1, Y6, Y6
+	VPAND        Y0, Y5, Y5
+	VPADDW       Y3, Y5, Y7
+	VPAND        Y4, Y7, Y7
+	VPOR         Y6, Y5, Y5
+	VPOR         Y7, Y5, Y5
+	VEXTRACTI128 $0x01, Y5, X6
+	VCVTPH2PS    X5, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVNTPS     Y5, (AX)
+	VCVTPH2PS    X6, Y5
+	VMULPS       Y2, Y5, Y5
+	VMOVNTPS     Y5, 32(AX)
 	ADDQ         $0x00000010, CX
 	ADDQ         $0x00000040, AX
+	SUBQ         $0x01, DX
+	JGE          blocks
+
+blocks_end:
+	ADDQ $0x01, DX
+	SFENCE
+	VZEROUPPER
+	RET
+
+// func streamEncodeE4M3AVX2(dst *byte, src *float32, blocks int)
+// Requires: AVX, AVX2, MMX+
+TEXT ·streamEncodeE4M3AVX2(SB), NOSPLIT, $0-24
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         blocks+16(FP), DX
+	MOVL         $0x7fffffff, BX
+	VMOVD        BX, X0
+	VPBROADCASTD X0, Y0
+	MOVL         $0x7f800000, BX
+	VMOVD        BX, X1
+	VPBROADCASTD X1, Y1
+	MOVL         $0x43e00000, BX
+	VMOVD        BX, X2
+	VPBROADCASTD X2, Y2
+	MOVL         $0x3c800000, BX
+	VMOVD        BX, X3
+	VPBROADCASTD X3, Y3
+	MOVL         $0x0a000000, BX
+	VMOVD        BX, X4
+	VPBROADCASTD X4, Y4
+	MOVL         $0x03c803c8, BX
+	VMOVD        BX, X5
+	VPBROADCASTD X5, Y5
+	SUBQ         $0x04, DX
+	JLT          lines_end
+
+lines:
+	VPAND        (CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y9
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y7
+	VPMAXUD      Y3, Y7, Y7
+	VPADDD       Y4, Y7, Y8
+	VADDPS       Y8, Y6, Y6
+	VPSUBD       Y8, Y6, Y6
+	VPSRLD       $0x14, Y7, Y7
+	VPADDD       Y6, Y7, Y7
+	VPSUBD       Y9, Y7, Y7
+	VPAND        32(CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y10
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y8
+	VPMAXUD      Y3, Y8, Y8
+	VPADDD       Y4, Y8, Y9
+	VADDPS       Y9, Y6, Y6
+	VPSUBD       Y9, Y6, Y6
+	VPSRLD       $0x14, Y8, Y8
+	VPADDD       Y6, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPACKSSDW    Y8, Y7, Y7
+	VPSUBW       Y5, Y7, Y7
+	VMOVUPS      (CX), Y6
+	VPACKSSDW    32(CX), Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPSLLW       $0x07, Y6, Y6
+	VPOR         Y6, Y7, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VEXTRACTI128 $0x01, Y7, X6
+	VPACKUSWB    X6, X7, X7
+	VMOVNTPS     X7, (AX)
+	VPAND        64(CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y9
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y7
+	VPMAXUD      Y3, Y7, Y7
+	VPADDD       Y4, Y7, Y8
+	VADDPS       Y8, Y6, Y6
+	VPSUBD       Y8, Y6, Y6
+	VPSRLD       $0x14, Y7, Y7
+	VPADDD       Y6, Y7, Y7
+	VPSUBD       Y9, Y7, Y7
+	VPAND        96(CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y10
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y8
+	VPMAXUD      Y3, Y8, Y8
+	VPADDD       Y4, Y8, Y9
+	VADDPS       Y9, Y6, Y6
+	VPSUBD       Y9, Y6, Y6
+	VPSRLD       $0x14, Y8, Y8
+	VPADDD       Y6, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPACKSSDW    Y8, Y7, Y7
+	VPSUBW       Y5, Y7, Y7
+	VMOVUPS      64(CX), Y6
+	VPACKSSDW    96(CX), Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPSLLW       $0x07, Y6, Y6
+	VPOR         Y6, Y7, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VEXTRACTI128 $0x01, Y7, X6
+	VPACKUSWB    X6, X7, X7
+	VMOVNTPS     X7, 16(AX)
+	VPAND        128(CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y9
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y7
+	VPMAXUD      Y3, Y7, Y7
+	VPADDD       Y4, Y7, Y8
+	VADDPS       Y8, Y6, Y6
+	VPSUBD       Y8, Y6, Y6
+	VPSRLD       $0x14, Y7, Y7
+	VPADDD       Y6, Y7, Y7
+	VPSUBD       Y9, Y7, Y7
+	VPAND        160(CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y10
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y8
+	VPMAXUD      Y3, Y8, Y8
+	VPADDD       Y4, Y8, Y9
+	VADDPS       Y9, Y6, Y6
+	VPSUBD       Y9, Y6, Y6
+	VPSRLD       $0x14, Y8, Y8
+	VPADDD       Y6, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPACKSSDW    Y8, Y7, Y7
+	VPSUBW       Y5, Y7, Y7
+	VMOVUPS      128(CX), Y6
+	VPACKSSDW    160(CX), Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPSLLW       $0x07, Y6, Y6
+	VPOR         Y6, Y7, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VEXTRACTI128 $0x01, Y7, X6
+	VPACKUSWB    X6, X7, X7
+	VMOVNTPS     X7, 32(AX)
+	VPAND        192(CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y9
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y7
+	VPMAXUD      Y3, Y7, Y7
+	VPADDD       Y4, Y7, Y8
+	VADDPS       Y8, Y6, Y6
+	VPSUBD       Y8, Y6, Y6
+	VPSRLD       $0x14, Y7, Y7
+	VPADDD       Y6, Y7, Y7
+	VPSUBD       Y9, Y7, Y7
+	VPAND        224(CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y10
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y8
+	VPMAXUD      Y3, Y8, Y8
+	VPADDD       Y4, Y8, Y9
+	VADDPS       Y9, Y6, Y6
+	VPSUBD       Y9, Y6, Y6
+	VPSRLD       $0x14, Y8, Y8
+	VPADDD       Y6, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPACKSSDW    Y8, Y7, Y7
+	VPSUBW       Y5, Y7, Y7
+	VMOVUPS      192(CX), Y6
+	VPACKSSDW    224(CX), Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPSLLW       $0x07, Y6, Y6
+	VPOR         Y6, Y7, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VEXTRACTI128 $0x01, Y7, X6
+	VPACKUSWB    X6, X7, X7
+	VMOVNTPS     X7, 48(AX)
+	ADDQ         $0x00000100, CX
+	ADDQ         $0x00000040, AX
+	SUBQ         $0x04, DX
+	JGE          lines
+
+lines_end:
+	ADDQ $0x04, DX
+	SUBQ $0x01, DX
+	JLT  blocks_end
+
+blocks:
+	VPAND        (CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y9
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y7
+	VPMAXUD      Y3, Y7, Y7
+	VPADDD       Y4, Y7, Y8
+	VADDPS       Y8, Y6, Y6
+	VPSUBD       Y8, Y6, Y6
+	VPSRLD       $0x14, Y7, Y7
+	VPADDD       Y6, Y7, Y7
+	VPSUBD       Y9, Y7, Y7
+	VPAND        32(CX), Y0, Y6
+	VPCMPGTD     Y1, Y6, Y10
+	VPMINUD      Y2, Y6, Y6
+	VPAND        Y1, Y6, Y8
+	VPMAXUD      Y3, Y8, Y8
+	VPADDD       Y4, Y8, Y9
+	VADDPS       Y9, Y6, Y6
+	VPSUBD       Y9, Y6, Y6
+	VPSRLD       $0x14, Y8, Y8
+	VPADDD       Y6, Y8, Y8
+	VPSUBD       Y10, Y8, Y8
+	VPACKSSDW    Y8, Y7, Y7
+	VPSUBW       Y5, Y7, Y7
+	VMOVUPS      (CX), Y6
+	VPACKSSDW    32(CX), Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPSLLW       $0x07, Y6, Y6
+	VPOR         Y6, Y7, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VEXTRACTI128 $0x01, Y7, X6
+	VPACKUSWB    X6, X7, X7
+	VMOVNTPS     X7, (AX)
+	ADDQ         $0x00000040, CX
+	ADDQ         $0x00000010, AX
 	SUBQ         $0x01, DX
 	JGE          blocks
 

@@ -29,10 +29,20 @@ func encodeF16AVX2(dst *byte, src *float32, blocks int)
 //go:noescape
 func decodeE5M2AVX2(dst *float32, src *byte, blocks int)
 
+// encodeE5M2AVX2 converts 16*blocks elements.
+//
+//go:noescape
+func encodeE5M2AVX2(dst *byte, src *float32, blocks int)
+
 // decodeE4M3AVX2 converts 16*blocks elements.
 //
 //go:noescape
 func decodeE4M3AVX2(dst *float32, src *byte, blocks int)
+
+// encodeE4M3AVX2 converts 16*blocks elements.
+//
+//go:noescape
+func encodeE4M3AVX2(dst *byte, src *float32, blocks int)
 
 // streamDecodeBF16AVX2 converts 16*blocks elements. The stores go past the caches; dst is a multiple of 32.
 //
@@ -59,7 +69,17 @@ func streamEncodeF16AVX2(dst *byte, src *float32, blocks int)
 //go:noescape
 func streamDecodeE5M2AVX2(dst *float32, src *byte, blocks int)
 
+// streamEncodeE5M2AVX2 converts 16*blocks elements. The stores go past the caches; dst is a multiple of 32.
+//
+//go:noescape
+func streamEncodeE5M2AVX2(dst *byte, src *float32, blocks int)
+
 // streamDecodeE4M3AVX2 converts 16*blocks elements. The stores go past the caches; dst is a multiple of 32.
 //
 //go:noescape
 func streamDecodeE4M3AVX2(dst *float32, src *byte, blocks int)
+
+// streamEncodeE4M3AVX2 converts 16*blocks elements. The stores go past the caches; dst is a multiple of 32.
+//
+//go:noescape
+func streamEncodeE4M3AVX2(dst *byte, src *float32, blocks int)

@@ -199,14 +199,14 @@ func BenchmarkFourBit(b *testing.B) {
 	codes, absmax := make([]byte, n/2), make([]float32, n/64)
 	for _, f := range []kernel.FourBit{kernel.NF4, kernel.FP4} {
 		name := []string{"NF4", "FP4"}[f]
-		eachLevelOf(b, "encode/"+name, func(b *testing.B) {
+		eachLevelOf(b, "encode/"+name, fmt.Sprint(n), func(b *testing.B) {
 			b.SetBytes(4*n + n/2)
 			for b.Loop() {
 				kernel.EncodeFourBit(f, codes, absmax, x, 64)
 			}
 			b.ReportMetric(float64(b.N)*n/b.Elapsed().Seconds()/1e6, "Melem/s")
 		})
-		eachLevelOf(b, "decode/"+name, func(b *testing.B) {
+		eachLevelOf(b, "decode/"+name, fmt.Sprint(n), func(b *testing.B) {
 			b.SetBytes(4*n + n/2)
 			for b.Loop() {
 				kernel.DecodeFourBit(f, x, codes, absmax, 64)

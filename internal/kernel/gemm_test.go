@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/internal/kernel"
@@ -20,10 +21,11 @@ func eachLevel(t *testing.T, test func(t *testing.T)) {
 	}
 }
 
-// eachLevelOf runs a benchmark at every level.
-func eachLevelOf(b *testing.B, name string, run func(b *testing.B)) {
+// eachLevelOf runs a benchmark at every level, as kernel/level/size; the first may
+// be the name of the benchmark itself.
+func eachLevelOf(b *testing.B, name, size string, run func(b *testing.B)) {
 	for _, level := range kernel.Levels() {
-		b.Run(name+"/"+level, func(b *testing.B) {
+		b.Run(strings.TrimPrefix(name+"/"+level+"/"+size, "/"), func(b *testing.B) {
 			use(b, level)
 			run(b)
 		})
@@ -172,44 +174,41 @@ func TestGemmPack(t *testing.T) {
 }
 
 func BenchmarkGemmTile(b *testing.B) {
-	for _, name := range kernel.Levels() {
-		b.Run(name, func(b *testing.B) {
-			use(b, name)
-			g := kernel.Gemm()
-			const kc = 384
-			rng := rand.New(rand.NewPCG(25, 26))
-			l, r := random[float32](rng, "weights", kc*g.MR), random[float32](rng, "weights", kc*g.NR)
-			c := make([]float32, g.MR*g.NR)
-			for b.Loop() {
-				g.Tile(kc, l, r, c, g.NR, g.MR, g.NR, false)
-			}
-			flops := 2 * float64(b.N) * float64(kc*g.MR*g.NR)
-			b.ReportMetric(flops/b.Elapsed().Seconds()/1e9, "GFlop/s")
-		})
-	}
+	const kc = 384
+	eachLevelOf(b, "", fmt.Sprint(kc), func(b *testing.B) {
+		g := kernel.Gemm()
+		rng := rand.New(rand.NewPCG(25, 26))
+		l, r := random[float32](rng, "weights", kc*g.MR), random[float32](rng, "weights", kc*g.NR)
+		c := make([]float32, g.MR*g.NR)
+		for b.Loop() {
+			g.Tile(kc, l, r, c, g.NR, g.MR, g.NR, false)
+		}
+		flops := 2 * float64(b.N) * float64(kc*g.MR*g.NR)
+		b.ReportMetric(flops/b.Elapsed().Seconds()/1e9, "GFLOP/s")
+	})
 }
 
 func BenchmarkGemmPack(b *testing.B) {
-	for _, name := range kernel.Levels() {
-		b.Run(name, func(b *testing.B) {
-			use(b, name)
+	const kc, n = 384, 4 * 14 * 32
+	src := random[float32](rand.New(rand.NewPCG(27, 28)), "weights", n*kc)
+	sizeA := func(g kernel.GemmKernel) int { return g.PackedA(n, kc) }
+	sizeB := func(g kernel.GemmKernel) int { return g.PackedB(kc, n) }
+	for _, way := range []struct {
+		name string
+		size func(g kernel.GemmKernel) int
+		pack func(g kernel.GemmKernel, dst []float32)
+	}{
+		{"A", sizeA, func(g kernel.GemmKernel, dst []float32) { g.PackA(dst, src, kc, n, kc) }},
+		{"AT", sizeA, func(g kernel.GemmKernel, dst []float32) { g.PackAT(dst, src, n, n, kc) }},
+		{"B", sizeB, func(g kernel.GemmKernel, dst []float32) { g.PackB(dst, src, n, kc, n) }},
+		{"BT", sizeB, func(g kernel.GemmKernel, dst []float32) { g.PackBT(dst, src, kc, kc, n) }},
+	} {
+		eachLevelOf(b, way.name, fmt.Sprintf("%dx%d", n, kc), func(b *testing.B) {
 			g := kernel.Gemm()
-			const kc = 384
-			n := 4 * g.MR * g.NR
-			src := random[float32](rand.New(rand.NewPCG(27, 28)), "weights", n*kc)
-			for way, pack := range map[string]func(dst []float32){
-				"A":  func(dst []float32) { g.PackA(dst, src, kc, n, kc) },
-				"AT": func(dst []float32) { g.PackAT(dst, src, n, n, kc) },
-				"B":  func(dst []float32) { g.PackB(dst, src, n, kc, n) },
-				"BT": func(dst []float32) { g.PackBT(dst, src, kc, kc, n) },
-			} {
-				b.Run(way, func(b *testing.B) {
-					dst := make([]float32, n*kc)
-					b.SetBytes(8 * int64(n*kc))
-					for b.Loop() {
-						pack(dst)
-					}
-				})
+			dst := make([]float32, way.size(g))
+			b.SetBytes(8 * int64(n*kc))
+			for b.Loop() {
+				way.pack(g, dst)
 			}
 		})
 	}

@@ -75,6 +75,8 @@ var onlyPages = []operation{
 		kernel.EncodeF32(b4, x)
 		kernel.EncodeF16(b2, x)
 		kernel.EncodeBF16(b2, x)
+		kernel.EncodeE4M3(b1, x)
+		kernel.EncodeE5M2(b1, x)
 		kernel.DecodeF32(x, b4)
 		kernel.DecodeF16(x, b2)
 		kernel.DecodeBF16(x, b2)
@@ -158,7 +160,7 @@ func TestLevelRuns(t *testing.T) {
 	}
 	large := make([]float32, 8<<20) // stored past the caches
 	largeBytes := unsafe.Slice((*byte)(unsafe.Pointer(&large[0])), 4*len(large))
-	f := unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(bad))), 16<<20)
+	f := unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(bad))), 32<<20)
 	b := unsafe.Slice(unsafe.SliceData(bad), 16<<20)
 	sums, stats := make([]float64, 512), make([]kernel.RowStats, 1)
 	good := make([]float32, 512)
@@ -183,18 +185,30 @@ func TestLevelRuns(t *testing.T) {
 		{func() { kernel.AddColSumSquares(sums[:128], f[:512], 4, 128) }, both("colSquaresAVX2")},
 		{func() { kernel.Stats(stats, f[:512], f[:512], f[:512], 1, 512) }, both("statsAVX2")},
 		{func() { kernel.MaxAbs(f[:512]) }, both("maxAbsAVX2")},
+		{func() { kernel.Compare(good, f[:512]) }, map[string]string{"avx2": "compareAVX2", "avx512": "compareAVX512"}},
+		{func() { kernel.MatVec(good[:1], kernel.BF16, b[:512], good[:256], 1, 256, kernel.F32) }, both("matVecBF16AVX2")},
+		{func() { kernel.MatVec(good[:1], kernel.BF16, b[:512], good[:256], 1, 256, kernel.BF16) }, both("matVecInBF16AVX2")},
+		{func() { kernel.MatVec(good[:1], kernel.F16, b[:512], good[:256], 1, 256, kernel.F32) }, both("matVecF16AVX2")},
+		{func() { kernel.MatVec(good[:1], kernel.F16, b[:512], good[:256], 1, 256, kernel.F16) }, both("matVecInF16AVX2")},
+		{distances(b, kernel.E5M2), map[string]string{"avx2": "distances8AVX2", "avx512": "distances8AVX512"}},
+		{distances(b, kernel.F16), map[string]string{"avx2": "distances16AVX2", "avx512": "distances16AVX512"}},
+		{distances(b, kernel.F32), map[string]string{"avx2": "distances32AVX2", "avx512": "distances32AVX512"}},
 		{func() { kernel.DecodeBF16(good[:256], b[:512]) }, both("decodeBF16AVX2")},
 		{func() { kernel.DecodeF16(good[:256], b[:512]) }, both("decodeF16AVX2")},
 		{func() { kernel.DecodeE4M3(good, b[:512]) }, both("decodeE4M3AVX2")},
 		{func() { kernel.DecodeE5M2(good, b[:512]) }, both("decodeE5M2AVX2")},
 		{func() { kernel.EncodeBF16(b[:512], good[:256]) }, both("encodeBF16AVX2")},
 		{func() { kernel.EncodeF16(b[:512], good[:256]) }, both("encodeF16AVX2")},
+		{func() { kernel.EncodeE4M3(b[:512], good) }, both("encodeE4M3AVX2")},
+		{func() { kernel.EncodeE5M2(b[:512], good) }, both("encodeE5M2AVX2")},
 		{func() { kernel.DecodeBF16(large, b[:2*len(large)]) }, both("streamDecodeBF16AVX2")},
 		{func() { kernel.DecodeF16(large, b[:2*len(large)]) }, both("streamDecodeF16AVX2")},
 		{func() { kernel.DecodeE4M3(large, b[:len(large)]) }, both("streamDecodeE4M3AVX2")},
 		{func() { kernel.DecodeE5M2(large, b[:len(large)]) }, both("streamDecodeE5M2AVX2")},
 		{func() { kernel.EncodeBF16(largeBytes, f[:len(largeBytes)/2]) }, both("streamEncodeBF16AVX2")},
 		{func() { kernel.EncodeF16(largeBytes, f[:len(largeBytes)/2]) }, both("streamEncodeF16AVX2")},
+		{func() { kernel.EncodeE4M3(largeBytes, f[:len(largeBytes)]) }, both("streamEncodeE4M3AVX2")},
+		{func() { kernel.EncodeE5M2(largeBytes, f[:len(largeBytes)]) }, both("streamEncodeE5M2AVX2")},
 		{func() { kernel.SkipFinite(b[:512], 1, 0x7f) }, both("skipFinite8AVX2")},
 		{func() { kernel.SkipFinite(b[:512], 2, 0x7f80) }, both("skipFinite16AVX2")},
 		{func() { kernel.SkipFinite(b[:512], 4, 0x7f80_0000) }, both("skipFinite32AVX2")},
@@ -220,6 +234,11 @@ func merges(src []byte, d tensor.DType) func() {
 		u := kernel.LowRank{L: make([]float32, 1), R: make([]float32, 64), Rank: 1, Scale: 1}
 		new(kernel.Merger).Merge(make([]byte, len(src)), c, src, c, 1, 64, u, nil)
 	}
+}
+
+// distances returns a comparison of codes.
+func distances(src []byte, s kernel.Storage) func() {
+	return func() { new(kernel.ULPHistogram).Add(s, make([]byte, 512), src[:512]) }
 }
 
 func both(name string) map[string]string { return map[string]string{"avx2": name, "avx512": name} }

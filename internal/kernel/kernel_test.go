@@ -72,6 +72,16 @@ func testLengths(t *testing.T) {
 		"AddColSumSquares x":   func() { kernel.AddColSumSquares(d(3), f(5), 2, 3) },
 		"AddColSumSquares dst": func() { kernel.AddColSumSquares(d(2), f(6), 2, 3) },
 		"AddColSumSquares row": func() { kernel.AddColSumSquares(d(2), f(6), -2, -3) },
+		"Compare b":            func() { kernel.Compare(f(5), f(6)) },
+		"ULP a":                func() { new(kernel.ULPHistogram).Add(kernel.BF16, make([]byte, 3), make([]byte, 3)) },
+		"ULP b":                func() { new(kernel.ULPHistogram).Add(kernel.F32, make([]byte, 4), make([]byte, 8)) },
+		"ULP type":             func() { new(kernel.ULPHistogram).Add(kernel.NoStorage, nil, nil) },
+		"MatVec w":             func() { kernel.MatVec(f(2), kernel.BF16, make([]byte, 11), f(3), 2, 3, kernel.F32) },
+		"MatVec x":             func() { kernel.MatVec(f(2), kernel.BF16, make([]byte, 12), f(2), 2, 3, kernel.F32) },
+		"MatVec dst":           func() { kernel.MatVec(f(3), kernel.BF16, make([]byte, 12), f(3), 2, 3, kernel.F32) },
+		"MatVec rows":          func() { kernel.MatVec(f(2), kernel.BF16, make([]byte, 12), f(3), -2, -3, kernel.F32) },
+		"MatVec type":          func() { kernel.MatVec(f(2), kernel.E5M2, make([]byte, 6), f(3), 2, 3, kernel.F32) },
+		"MatVec type of sums":  func() { kernel.MatVec(f(2), kernel.BF16, make([]byte, 12), f(3), 2, 3, kernel.NoStorage) },
 		"Stats w":              func() { kernel.Stats(s(2), f(5), f(6), f(6), 2, 3) },
 		"Stats x":              func() { kernel.Stats(s(2), f(6), f(5), f(6), 2, 3) },
 		"Stats y":              func() { kernel.Stats(s(2), f(6), f(6), f(5), 2, 3) },
@@ -121,6 +131,8 @@ func testOneNaN(t *testing.T) {
 	sum := []float64{0}
 	kernel.RowSumSquares(sum, []float32{odd}, 1, 1)
 	sameBits(t, "RowSumSquares", sum, nan64)
+	sum[0] = kernel.Compare([]float64{1e200, 1e200}, []float64{1e200, -1e200}).Dot // Inf-Inf
+	sameBits(t, "Compare", sum, nan64)
 	sum = []float64{math.Float64frombits(0xfff8000000000077)}
 	kernel.AddColSumSquares(sum, []float32{1}, 1, 1)
 	sameBits(t, "AddColSumSquares", sum, nan64)

@@ -9,7 +9,7 @@ import "golang.org/x/sys/cpu"
 func bestLevel() level {
 	x := &cpu.X86
 	switch {
-	case !x.HasAVX2 || !x.HasFMA || !x.HasF16C:
+	case !x.HasAVX2 || !x.HasFMA || !x.HasF16C || !x.HasPOPCNT:
 		return generic
 	case !x.HasAVX512F || !x.HasAVX512BW || !x.HasAVX512VL || !x.HasAVX512DQ:
 		return avx2

@@ -215,13 +215,13 @@ func BenchmarkAddLowRank(b *testing.B) {
 			x := random[float32](rng, "weights", rows*cols)
 			l := random[float32](rng, "weights", rows*rank)
 			r := random[float32](rng, "weights", rank*cols)
-			eachLevelOf(b, fmt.Sprintf("%dx%d/rank%d", rows, cols, rank), func(b *testing.B) {
+			eachLevelOf(b, "", fmt.Sprintf("%dx%d/rank%d", rows, cols, rank), func(b *testing.B) {
 				b.SetBytes(int64(4 * rows * cols))
 				for b.Loop() {
 					kernel.AddLowRank(x, rows, cols, l, r, rank, 0x1p-20)
 				}
 				flops := float64(b.N) * 2 * float64(rows*cols*(rank+1))
-				b.ReportMetric(flops/b.Elapsed().Seconds()/1e9, "GFlop/s")
+				b.ReportMetric(flops/b.Elapsed().Seconds()/1e9, "GFLOP/s")
 			})
 		}
 	}

@@ -128,6 +128,8 @@ func testSumOrder(t *testing.T) {
 		sameBits(t, "base and kept, "+c.name, []float64{s[0].Base, s[0].Change, s[0].Kept}, []float64{c.want, c.want, c.want})
 		kernel.Stats(s[:], zero, zero, v, 1, cols)
 		sameBits(t, "rounding, "+c.name, []float64{s[0].Rounding}, []float64{c.want})
+		left, right, both := kernel.Compare(v, zero), kernel.Compare(zero, v), kernel.Compare(v, v)
+		sameBits(t, "compared, "+c.name, []float64{left.DiffSquares, left.ASquares, right.BSquares, both.Dot}, []float64{c.want, c.want, c.want, c.want})
 	}
 	for name, column := range map[string][]float32{"small first": {1, 1, 1, 1, big}, "big first": {big, 1, 1, 1, 1}} {
 		const cols = 9
@@ -188,6 +190,30 @@ func testStats(t *testing.T) {
 	}
 }
 
+// TestMaxAbs guards the largest magnitude wherever it is, and that a NaN is larger
+// than everything.
+func TestMaxAbs(t *testing.T) { eachLevel(t, testMaxAbs) }
+
+func testMaxAbs(t *testing.T) {
+	sameBits(t, "nothing", []float32{kernel.MaxAbs(nil)}, []float32{0})
+	for _, c := range []struct{ largest, want float32 }{
+		{-3, 3},
+		{2.5, 2.5},
+		{float32(math.Inf(-1)), float32(math.Inf(1))},
+		{math.Float32frombits(0xffc1_2345), math.Float32frombits(0x7fc0_0000)},
+	} {
+		const n = 43
+		for at := range n {
+			x := make([]float32, n)
+			for i := range x {
+				x[i] = -2
+			}
+			x[at] = c.largest
+			sameBits(t, fmt.Sprintf("%v at %d", c.largest, at), []float32{kernel.MaxAbs(x)}, []float32{c.want})
+		}
+	}
+}
+
 // TestStatsRows guards that rows do not leak into each other and that bands of
 // rows added in order give the numbers of the whole.
 func TestStatsRows(t *testing.T) { eachLevel(t, testStatsRows) }
@@ -226,7 +252,7 @@ func BenchmarkStats(b *testing.B) {
 	x := random[float32](rng, "weights", rows*cols)
 	y := random[float32](rng, "weights", rows*cols)
 	dst := make([]kernel.RowStats, rows)
-	eachLevelOf(b, "64x4096", func(b *testing.B) {
+	eachLevelOf(b, "", "64x4096", func(b *testing.B) {
 		b.SetBytes(3 * 4 * rows * cols)
 		for b.Loop() {
 			kernel.Stats(dst, w, x, y, rows, cols)
@@ -249,7 +275,7 @@ func BenchmarkRows(b *testing.B) {
 		"ScaleRows":        func() { kernel.ScaleRows(x, rows, cols, factors[:rows]) },
 		"ScaleCols":        func() { kernel.ScaleCols(x, rows, cols, factors) },
 	} {
-		eachLevelOf(b, name, func(b *testing.B) {
+		eachLevelOf(b, name, "64x4096", func(b *testing.B) {
 			b.SetBytes(4 * rows * cols)
 			for b.Loop() {
 				call()

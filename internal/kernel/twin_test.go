@@ -5,6 +5,10 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/internal/kernel"
@@ -69,9 +73,54 @@ var operations = []operation{
 		}
 		return out
 	}},
+	{"Compare", func(m memory, rng *rand.Rand, n int) []uint64 {
+		a, b := values(m, rng, n), values(m, rng, n)
+		for i := range b {
+			if rng.IntN(3) == 0 {
+				b[i] = a[i]
+			}
+		}
+		c := kernel.Compare(a, b)
+		out := bits(nil, []float64{c.MaxDiff, c.DiffSquares, c.ASquares, c.BSquares, c.Dot})
+		return append(out, uint64(c.NonFiniteA), uint64(c.NonFiniteB), uint64(c.NonFiniteUnlike))
+	}},
+	{"ULPHistogram", func(m memory, rng *rand.Rand, n int) []uint64 {
+		var out []uint64
+		for _, s := range storages {
+			a, b := m.bytes(n*s.size), m.bytes(n*s.size)
+			nearCodes(rng, a, b, s.size)
+			var h kernel.ULPHistogram
+			h.Add(s.Storage, a, b)
+			for _, n := range h.Counts {
+				out = append(out, uint64(n))
+			}
+			out = append(out, uint64(h.OneNaN))
+		}
+		return out
+	}},
+	{"MatVec", func(m memory, rng *rand.Rand, n int) []uint64 {
+		rows, s := rng.IntN(7), sumTypes[rng.IntN(4)]
+		w, dst := m.bytes(2*rows*n), m.float32s(rows)
+		fillCodes(rng, w)
+		kernel.MatVec(dst, s.weights, w, values(m, rng, n), rows, n, s.sums)
+		return bits(nil, dst)
+	}},
 	{"MaxAbs", func(m memory, rng *rand.Rand, n int) []uint64 {
 		return bits(nil, []float32{kernel.MaxAbs(values(m, rng, n))})
 	}},
+}
+
+// fillCodes fills w with 16-bit codes, of which some are NaN and infinite in either
+// type.
+func fillCodes(rng *rand.Rand, w []byte) {
+	for i := 0; i < len(w); i += 2 {
+		binary.LittleEndian.PutUint16(w[i:], uint16(rng.Uint32()))
+	}
+	if rng.IntN(2) > 0 { // numbers around 1
+		for i := 1; i < len(w); i += 2 {
+			w[i] = w[i]&0x81 | 0x3c
+		}
+	}
 }
 
 // values returns n numbers of some kind.
@@ -219,11 +268,17 @@ func TestSkipFinite(t *testing.T) {
 	})
 }
 
-// TestUse guards the names, and that an unknown one changes nothing.
+// TestUse guards the names, that an unknown one changes nothing, and that the level
+// the environment names is in use from the start: a run of the suite at a level says
+// nothing without it.
 func TestUse(t *testing.T) {
-	levels := kernel.Levels()
-	if levels[0] != "generic" || kernel.Level() != levels[len(levels)-1] {
-		t.Errorf("levels %q, in use %q; want generic first and the last one in use", levels, kernel.Level())
+	levels, start := kernel.Levels(), kernel.Level()
+	want := levels[len(levels)-1]
+	if name := os.Getenv(kernel.Variable); name != "" {
+		want = name
+	}
+	if levels[0] != "generic" || start != want {
+		t.Errorf("levels %q, in use %q; want generic first and %q in use", levels, start, want)
 	}
 	use(t, "generic")
 	for _, name := range []string{"", "sse", "AVX2", "neon"} {
@@ -232,12 +287,32 @@ func TestUse(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"avx2", "avx512"} {
-		known := false
-		for _, l := range levels {
-			known = known || l == name
-		}
-		if err := kernel.Use(name); (err == nil) != known {
+		if err := kernel.Use(name); (err == nil) != slices.Contains(levels, name) {
 			t.Errorf("Use(%q) = %v, levels %q", name, err, levels)
+		}
+	}
+}
+
+// TestVariable guards what the environment may ask for, in a process of its own for
+// each: a known level is used, anything else leaves the best one.
+func TestVariable(t *testing.T) {
+	const report = "KERNEL_TEST_REPORT_LEVEL"
+	if os.Getenv(report) != "" {
+		fmt.Printf("level=%s\n", kernel.Level())
+		return
+	}
+	levels := kernel.Levels()
+	best := levels[len(levels)-1]
+	for _, name := range []string{"", "generic", "avx2", "avx512", "mmx", "GENERIC"} {
+		want := best
+		if slices.Contains(levels, name) {
+			want = name
+		}
+		cmd := exec.Command(os.Args[0], "-test.run=^TestVariable$")
+		cmd.Env = append(os.Environ(), report+"=1", kernel.Variable+"="+name)
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "level="+want+"\n") {
+			t.Errorf("%s=%q: %v, %s; want level %s", kernel.Variable, name, err, out, want)
 		}
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/x448/float16"
 )
 
-var exhaustive = flag.Bool("exhaustive", false, "try all 2^32 patterns of a float32, which takes half a minute")
+var exhaustive = flag.Bool("exhaustive", false, "try all 2^32 patterns of a float32, which takes minutes")
 
 // TestF16 guards the shortcuts of F16 against x448/float16, which its author
 // checked on all patterns: every code, and the float32 patterns in steps.

@@ -40,8 +40,8 @@ func (f8e4m3) Decode64(dst []float64, src []byte) {
 
 func (f8e4m3) Encode32(dst []byte, src []float32) {
 	checkSize(len(dst), len(src), 1)
-	for i, x := range src {
-		dst[i] = float32ToE4M3(x)
+	for i := kernel.EncodeE4M3(dst, src); i < len(src); i++ {
+		dst[i] = float32ToE4M3(src[i])
 	}
 }
 

@@ -36,8 +36,8 @@ func (f8e5m2) Decode64(dst []float64, src []byte) {
 
 func (f8e5m2) Encode32(dst []byte, src []float32) {
 	checkSize(len(dst), len(src), 1)
-	for i, x := range src {
-		dst[i] = float32ToE5M2(x)
+	for i := kernel.EncodeE5M2(dst, src); i < len(src); i++ {
+		dst[i] = float32ToE5M2(src[i])
 	}
 }
 

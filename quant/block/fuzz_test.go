@@ -1,11 +1,13 @@
 package block_test
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
 
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/quant/block"
 )
 
@@ -53,7 +55,7 @@ func BenchmarkCodec(b *testing.B) {
 		data := make([]byte, count*d.Bits()/8)
 		c.Encode32(data, weights)
 		run := func(name string, width int, call func()) {
-			b.Run(d.String()+"/"+name, func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/%s/%s/%d", d, name, kernel.Level(), count), func(b *testing.B) {
 				b.SetBytes(int64(len(data) + width*count)) // read and written
 				for b.Loop() {
 					call()
