@@ -20,6 +20,7 @@ var rooms = map[string]int{
 	"internal/strictjson": 0,
 	"internal/torchrand":  0,
 
+	"formats/gguf":              1,
 	"formats/hfrepo":            1,
 	"internal/linalg":           1,
 	"formats/safetensors":       1,
