@@ -17,6 +17,10 @@
 // not depend on the CPU. F8_E4M3 has one NaN of each sign. Where no conversion
 // takes place, F32 with float32 and F64 with float64, bits are copied.
 //
+// The block types of ggml, of which a scale belongs to many elements, are a
+// family of their own: [GGML] decodes and quantizes whole rows, to the bytes that
+// the reference quantizer makes.
+//
 // Lengths that do not belong together are a bug of the caller and panic;
 // element values never do, whatever they are. Codecs keep no state and may be
 // used concurrently.
