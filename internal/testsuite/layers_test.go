@@ -32,6 +32,7 @@ var rooms = map[string]int{
 	"formats/adapter":    4,
 	"plan":               5,
 	"engine":             6,
+	"extract":            6,
 	"merge":              6,
 	"verify":             7,
 	"internal/cli":       8,
