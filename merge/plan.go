@@ -179,13 +179,14 @@ func (p *planner) addInput(role string, m *checkpoint.Model, weight float64) int
 }
 
 // openBase makes an entry for every tensor that the output will have before
-// any change: restored from FP8, with layers replicated, with a name for a
+// any change: restored from FP8 or 4 bits, with layers replicated, with a name for a
 // tied head.
 func (p *planner) openBase() error {
 	scales, err := p.findScales()
 	if err != nil {
 		return err
 	}
+	p.restoreQuantized()
 	for _, spec := range p.base.Specs() {
 		if scales.drop[spec.Name] {
 			p.dropped = append(p.dropped, spec.Name)
@@ -572,7 +573,7 @@ func (p *planner) build() error {
 // another; a single other one of weight 1 stands for itself; everything else is
 // a blend of what each adapter alone would do.
 func (p *planner) step(e *entry) (plan.Step, error) {
-	step := plan.Step{Read: e.read, Write: plan.Placement{Tensor: e.name, DType: p.outDType(e.spec.DType)}}
+	step := plan.Step{Read: e.read, Write: plan.Placement{Tensor: e.name, DType: p.writtenAs(e)}}
 	step.Stages = slices.Clone(e.restore)
 	step.Restore = len(e.restore)
 	allAdditive := true

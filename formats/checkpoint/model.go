@@ -81,6 +81,10 @@ type Model struct {
 	files    []*file
 	specs    []tensor.Spec
 	byName   map[string]located
+
+	raw       []tensor.Spec       // as stored
+	derived   map[string]*derived // what is computed from several of them
+	nestedMap *[256]float32       // the last one read
 }
 
 // file is one container file of a model.
@@ -139,6 +143,9 @@ func open(ref string, cache hfrepo.Cache, folder func(*Model) error) (*Model, er
 	}
 	if err == nil {
 		err = m.collect()
+	}
+	if err == nil {
+		err = m.derive()
 	}
 	if err != nil {
 		m.Close()
@@ -403,17 +410,23 @@ func (m *Model) IsAdapter() bool {
 }
 
 // Specs returns the tensors in the order of their data: file by file, rising
-// offsets.
+// offsets. What a quantizer has split is one tensor again ([Model.Derived]).
 func (m *Model) Specs() []tensor.Spec { return m.specs }
 
 // Lookup returns the spec of a tensor.
 func (m *Model) Lookup(name string) (tensor.Spec, bool) {
+	if d, ok := m.derived[name]; ok {
+		return d.spec, true
+	}
 	l, ok := m.byName[name]
 	return l.Spec, ok
 }
 
 // Open returns the bytes of a tensor: exactly Spec.Size() of them.
 func (m *Model) Open(name string) (io.ReaderAt, error) {
+	if d, ok := m.derived[name]; ok {
+		return d.open(), nil
+	}
 	l, ok := m.byName[name]
 	if !ok {
 		return nil, fmt.Errorf("%s has no tensor %q", m.Name, name)

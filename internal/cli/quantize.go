@@ -1,0 +1,345 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime/debug"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/loratool/loratool/engine"
+	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/quant"
+)
+
+// quantizeFlags are the flags of quantize.
+type quantizeFlags struct {
+	model        string
+	output       string
+	kind         string
+	doubleQuant  bool
+	blockSize    int
+	compute      string
+	storage      string
+	skip         []string
+	requantize   bool
+	shardSize    size
+	noProvenance bool
+	run          runFlags
+}
+
+func (a *App) newQuantize() *cobra.Command {
+	var f quantizeFlags
+	cmd := &cobra.Command{
+		Use:   "quantize MODEL -o OUT --type TYPE",
+		Short: "Store the linear layers of a model in 4 or 8 bits",
+		Long: `Quantize the linear layers of a safetensors model to a format of bitsandbytes. The
+output is a folder that transformers loads with it as it is, as a base for QLoRA.
+
+Examples:
+  loratool quantize ./llama -o ./llama-nf4 --type nf4 --double-quant
+  loratool quantize ./llama -o ./llama-int8 --type int8
+  loratool quantize org/name -o ./out --type nf4 --skip vision_tower --dry-run
+
+TYPE is nf4 (4-bit NormalFloat), fp4 (4-bit float) or int8 (LLM.int8). The bytes are
+those of the CUDA code of bitsandbytes, with one rounding where its binaries take an
+approximate reciprocal.
+
+Which layers are quantized is transformers' choice: linear ones, but not the head,
+embeddings, experts and routers. --dry-run prints it; --skip leaves out more. MODULE
+is the beginning or the end of a module's name, or a regular expression for its
+beginning.
+
+Weights that are not finite, not floating-point or quantized already are errors.
+Nothing is written then. A run that was killed leaves a partial output beside OUT;
+the same command with --resume goes on from it.
+
+Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
+('loratool help exit-codes').`,
+		Args:              oneArg("model"),
+		ValidArgsFunction: a.models,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.model = args[0]
+			return a.runQuantize(cmd.Context(), &f)
+		},
+	}
+	f.register(cmd.Flags())
+	a.completeQuantize(cmd)
+	return cmd
+}
+
+func (f *quantizeFlags) register(fs *pflag.FlagSet) {
+	fs.StringVarP(&f.output, "output", "o", "", "`OUT`, a folder or a .safetensors file, to write")
+	fs.StringVar(&f.kind, "type", "", "`TYPE` of the weights: nf4, fp4 or int8")
+	fs.BoolVar(&f.doubleQuant, "double-quant", false, "store the scales of 4-bit blocks in 8 bits")
+	fs.IntVar(&f.blockSize, "blocksize", 0, "elements of a 4-bit block: `N` is 32, 64, ..., 4096 (default 64)")
+	fs.StringVar(&f.compute, "compute-dtype", "", "`TYPE` that 4-bit layers compute in: f32, f16 or bf16 (default: the model's)")
+	fs.StringVar(&f.storage, "quant-storage", "", "`TYPE` that 4-bit codes are stored as: uint8, or bf16, f16, f32 for FSDP (default uint8)")
+	fs.StringArrayVar(&f.skip, "skip", nil, "leave `MODULE` as it is; may be repeated")
+	fs.BoolVar(&f.requantize, "requantize", false, "quantize what is quantized already")
+	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
+	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
+	f.run.register(fs)
+}
+
+// completeQuantize gives the shell values for the flags of quantize.
+func (a *App) completeQuantize(cmd *cobra.Command) {
+	sizes := fixed("256MiB", "1GiB", "5GB")
+	for flag, complete := range map[string]completer{
+		"type":          fixed("nf4\t4-bit NormalFloat", "fp4\t4-bit float", "int8\tLLM.int8"),
+		"blocksize":     fixed("32", "64", "128", "256", "512", "1024", "2048", "4096"),
+		"compute-dtype": fixed("bf16\tbfloat16", "f16\tIEEE half", "f32\t32-bit"),
+		"quant-storage": fixed("uint8", "bf16", "f16", "f32"),
+		"skip":          fixed(),
+		"memory":        sizes,
+		"shard-size":    sizes,
+		"jobs":          fixed(),
+	} {
+		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
+			panic(err) // a flag that is not there
+		}
+	}
+}
+
+// options checks the flags and turns them into options of the library.
+func (f *quantizeFlags) options() (quant.Options, error) {
+	o := quant.Options{
+		Output: f.output, Type: quant.Type(f.kind), DoubleQuant: f.doubleQuant, BlockSize: f.blockSize, Skip: f.skip,
+		Requantize: f.requantize, ShardSize: int64(f.shardSize), NoProvenance: f.noProvenance, Version: buildVersion(),
+	}
+	switch {
+	case f.output == "":
+		return o, usagef("-o is missing")
+	case f.kind == "":
+		return o, usagef("--type is missing")
+	case f.shardSize != 0 && strings.HasSuffix(f.output, ".safetensors"):
+		return o, usagef("--shard-size: the output %q is one file", f.output)
+	}
+	var err error
+	if o.ComputeDType, err = parseTorch("compute-dtype", f.compute); err != nil {
+		return o, err
+	}
+	o.Storage, err = parseTorch("quant-storage", f.storage)
+	return o, err
+}
+
+// parseTorch reads an element type by the name it has here, or in torch.
+func parseTorch(flag, name string) (tensor.DType, error) {
+	torch := map[string]tensor.DType{"uint8": tensor.U8, "int8": tensor.I8, "float16": tensor.F16, "bfloat16": tensor.BF16, "float32": tensor.F32, "float64": tensor.F64}
+	if d, ok := torch[name]; ok || name == "" {
+		return d, nil
+	}
+	d, err := tensor.ParseFlag(name)
+	if err != nil {
+		return d, usagef("--%s: %w", flag, err)
+	}
+	return d, nil
+}
+
+// runQuantize opens, plans, runs and commits.
+func (a *App) runQuantize(ctx context.Context, f *quantizeFlags) error {
+	defer a.noteStop(ctx)()
+	opts, err := f.options()
+	if err != nil {
+		return err
+	}
+	engineOpts, err := f.run.engineOptions(a)
+	if err != nil {
+		return err
+	}
+	base, err := checkpoint.Open(f.model, a.cache())
+	if err != nil {
+		return err
+	}
+	inputs := &mergeInputs{base: base, models: []*checkpoint.Model{base}}
+	defer inputs.close()
+	q, err := quant.Plan(base, opts)
+	if err != nil {
+		return asUsage(err)
+	}
+	engineOpts.Memory = max(engineOpts.Memory-q.View.Memory(engineOpts.Jobs), 1)
+	budget, err := engine.Budget(q.Plan, engineOpts)
+	if err != nil {
+		return err
+	}
+	budget.Peak += q.View.Memory(budget.Jobs)
+	refusal := a.refusal(q.Layout, inputs, f.run.force)
+	if f.run.dryRun {
+		return a.printQuantizePlan(q, budget, refusal)
+	}
+	if refusal != nil {
+		return refusal
+	}
+	report, err := a.writeQuantized(ctx, q, inputs, f, engineOpts)
+	if err != nil {
+		return err
+	}
+	return a.printQuantizeReport(q, report, f.run.verbose)
+}
+
+// asUsage makes a usage error of an option that does not fit.
+func asUsage(err error) error {
+	if option, ok := errors.AsType[*quant.OptionError](err); ok {
+		return usagef("--%w", option)
+	}
+	return err
+}
+
+// writeQuantized runs the plan and puts its output in place.
+func (a *App) writeQuantized(ctx context.Context, q *quant.Quantization, inputs *mergeInputs, f *quantizeFlags, o engine.Options) (engine.Report, error) {
+	// The collector keeps the garbage of readers within the budget too.
+	debug.SetMemoryLimit(o.Memory + q.View.Memory(o.Jobs) + o.Memory/4 + 32<<20)
+	opts, _ := f.options() // were checked
+	sink, err := a.openSink(q.Layout, q.Plan, identityOf("quantize", opts, inputs.models), &f.run, &o)
+	if err != nil {
+		return engine.Report{}, err
+	}
+	progress := a.newProgress("quantizing")
+	o.Progress = progress
+	report, err := engine.Run(ctx, q.Plan, []engine.Source{q.View}, oneSink{sink}, o)
+	progress.Finish()
+	if err == nil {
+		err = inputs.checkUnchanged()
+	}
+	if err != nil {
+		if aerr := sink.Abort(); aerr != nil {
+			a.note("%v", aerr)
+		}
+		return report, err
+	}
+	return report, a.commit(sink, q.Metadata(report.Hashes))
+}
+
+// describeQuantization is the published form of a plan. Its steps are counted by what
+// the tensors become.
+func (a *App) describeQuantization(q *quant.Quantization, b engine.Allotment, refusal error) planJSON {
+	doc := a.describe(q.Plan, q.Layout, b, refusal)
+	doc.Steps = q.Counts()
+	return doc
+}
+
+// printQuantizePlan prints what --dry-run asks for.
+func (a *App) printQuantizePlan(q *quant.Quantization, b engine.Allotment, refusal error) error {
+	doc := a.describeQuantization(q, b, refusal)
+	if a.json {
+		a.printJSON(doc)
+		return nil
+	}
+	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
+	for _, in := range doc.Inputs {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", in.Role, oneLine(in.Path), formatSize(in.Bytes))
+	}
+	for _, o := range doc.Outputs {
+		tensors := ""
+		if len(o.Tensors) > 0 {
+			tensors = fmt.Sprintf("\t%d tensors", len(o.Tensors))
+		}
+		fmt.Fprintf(w, "write\t%s\t%d bytes%s\n", oneLine(o.Path), o.Bytes, tensors)
+	}
+	w.Flush() // a.out keeps what goes wrong
+	for _, t := range q.Targets() {
+		fmt.Fprintf(w, "  %s\t%s\t%s -> %s\t%s\n", oneLine(t.Tensor), t.Shape, t.DType, q.Type(), formatSize(t.Bytes))
+	}
+	w.Flush()
+	fmt.Fprintf(a.out, "tensors: %s\n", countList(doc.Steps))
+	for _, d := range doc.Decisions {
+		fmt.Fprintf(a.out, "decision: %s%s\n", oneLine(d.Message), tensorList(d.Tensors))
+	}
+	fmt.Fprintf(a.out, "peak memory %s, output %s", formatSize(doc.PeakMemory), formatSize(doc.OutputBytes))
+	if doc.FreeDisk != nil {
+		fmt.Fprintf(a.out, ", free disk %s", formatSize(*doc.FreeDisk))
+	}
+	fmt.Fprintln(a.out)
+	if refusal != nil {
+		fmt.Fprintf(a.out, "the run would stop: %s\n", doc.Refusal)
+		for _, h := range hintsFor(refusal) {
+			fmt.Fprintf(a.out, "hint: %s\n", oneLine(h))
+		}
+	}
+	return nil
+}
+
+type (
+	quantizedJSON struct {
+		Tensor string  `json:"tensor"`
+		Shape  []int64 `json:"shape"`
+		Bytes  int64   `json:"bytes"`
+		AbsMax number  `json:"absmax"`
+		Error  number  `json:"relative_error"`
+		Bits   number  `json:"bits_per_weight"`
+	}
+	quantizeJSON struct {
+		Schema    string            `json:"schema"`
+		Output    string            `json:"output"`
+		Bytes     int64             `json:"bytes"`
+		Decisions []decisionJSON    `json:"decisions"`
+		Tensors   []quantizedJSON   `json:"tensors"`
+		Summary   quantizeSummary   `json:"summary"`
+		Inputs    map[string]string `json:"sha256"`
+	}
+	quantizeSummary struct {
+		Tensors map[string]int `json:"tensors"`
+		Error   number         `json:"relative_error"`
+		Bits    number         `json:"bits_per_weight"`
+	}
+)
+
+// printQuantizeReport prints what a quantization did.
+func (a *App) printQuantizeReport(q *quant.Quantization, r engine.Report, verbose bool) error {
+	doc := quantizeJSON{
+		Schema: "loratool.quantize/v1", Output: q.Layout.Path, Bytes: q.Layout.Size(), Decisions: decisionsOf(q.Plan),
+		Tensors: []quantizedJSON{}, Inputs: r.Hashes, Summary: quantizeSummary{Tensors: q.Counts()},
+	}
+	var norm, off, bytes, weights float64
+	for _, t := range q.View.Figures() {
+		n, _ := t.Shape.NumElements()
+		doc.Tensors = append(doc.Tensors, quantizedJSON{
+			t.Tensor, shapeOf(t.Shape), t.Bytes, number(t.AbsMax), number(t.Error), number(8 * float64(t.Bytes) / float64(n)),
+		})
+		norm += t.Norm * t.Norm
+		off += t.Error * t.Error * t.Norm * t.Norm
+		bytes += float64(t.Bytes)
+		weights += float64(n)
+	}
+	if norm > 0 {
+		doc.Summary.Error = number(math.Sqrt(off / norm))
+	}
+	if weights > 0 {
+		doc.Summary.Bits = number(8 * bytes / weights)
+	}
+	if a.json {
+		a.printJSON(doc)
+		return nil
+	}
+	fmt.Fprintln(a.out, doc.Output)
+	if verbose {
+		a.printQuantizedTensors(doc.Tensors)
+	}
+	if a.quiet {
+		return nil
+	}
+	for _, d := range doc.Decisions {
+		a.note("%s%s", d.Message, tensorList(d.Tensors))
+	}
+	a.note("%s, %s; relative error %.4f, %.3f bits per weight", countList(doc.Summary.Tensors), formatSize(doc.Bytes), doc.Summary.Error, doc.Summary.Bits)
+	if n := len(q.Targets()); len(doc.Tensors) < n {
+		a.note("the figures are those of %d of %d tensors: the others were complete before", len(doc.Tensors), n)
+	}
+	return nil
+}
+
+// printQuantizedTensors is the table of --verbose.
+func (a *App) printQuantizedTensors(tensors []quantizedJSON) {
+	w := tabwriter.NewWriter(a.Stderr, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "tensor\tshape\tbytes\tbits/weight\tabsmax\trelative error")
+	for _, t := range tensors {
+		fmt.Fprintf(w, "%s\t%v\t%d\t%.3f\t%.4g\t%.4f\n", oneLine(t.Tensor), tensor.Shape(t.Shape), t.Bytes, t.Bits, t.AbsMax, t.Error)
+	}
+	w.Flush()
+}

@@ -1,0 +1,206 @@
+// Package quant makes a quantized checkpoint of one in 16 or 32 bits.
+//
+// [Plan] decides from headers and config alone which weights are quantized, as
+// transformers would, and where every byte goes. The tensors of the result are those
+// of a [View]: an ordinary checkpoint, whose tensors are computed from the source when
+// they are read. So the steps of the plan are copies, and an engine that knows nothing
+// of quantization runs them.
+//
+// The formats are those of bitsandbytes; see quant/block for their arithmetic. What
+// can't be quantized - numbers that are not finite, weights that are codes already -
+// is an error that names the tensor.
+package quant
+
+import (
+	"fmt"
+
+	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/formats/hfrepo"
+	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/plan"
+)
+
+// Type is a format of quantized weights.
+type Type string
+
+// The types of bitsandbytes: 4-bit NormalFloat, 4-bit float, LLM.int8.
+const (
+	NF4  Type = "nf4"
+	FP4  Type = "fp4"
+	Int8 Type = "int8"
+)
+
+// fourBit returns the codes of a 4-bit type.
+func (t Type) fourBit() kernel.FourBit {
+	if t == FP4 {
+		return kernel.FP4
+	}
+	return kernel.NF4
+}
+
+// DefaultBlockSize is what bitsandbytes takes for 4-bit weights.
+const DefaultBlockSize = 64
+
+// Options shapes a quantization. Only Type and Output must be given.
+type Options struct {
+	Output       string
+	Type         Type
+	DoubleQuant  bool         // quantize the scales of 4-bit weights too
+	BlockSize    int          // of 4-bit weights; none is [DefaultBlockSize]
+	ComputeDType tensor.DType // that 4-bit layers compute in; none is the model's own
+	Storage      tensor.DType // of packed 4-bit codes; none is U8
+	Skip         []string     // modules to leave alone, as in llm_int8_skip_modules
+	Requantize   bool         // take weights that are codes for what they stand for
+	ShardSize    int64
+	NoProvenance bool
+	Version      string // of the tool, for provenance
+}
+
+// OptionError names an option that does not fit.
+type OptionError struct{ Option, Reason string }
+
+func (e *OptionError) Error() string { return e.Option + ": " + e.Reason }
+
+// Quantization is a quantization decided: a plan, the place of every output byte, and
+// the view that the bytes come from.
+type Quantization struct {
+	Plan   *plan.Plan
+	Layout *checkpoint.Layout
+	View   *View // the plan's only input
+	base   *checkpoint.Model
+	opts   Options
+}
+
+// planner is the state of one call of Plan.
+type planner struct {
+	base    *checkpoint.Model
+	config  hfrepo.Config
+	options Options
+	skip    []matcher
+
+	plan    *plan.Plan
+	view    *View
+	targets []*target
+	kept    []keptModule
+}
+
+// Plan decides how to quantize a model.
+func Plan(base *checkpoint.Model, o Options) (*Quantization, error) {
+	p := &planner{base: base, config: hfrepo.NewConfig(base.Config), options: o, plan: &plan.Plan{Unhashed: o.NoProvenance}}
+	if base.IsAdapter() {
+		return nil, p.errorf("it is an adapter, not a model to quantize")
+	}
+	if err := p.checkOptions(); err != nil {
+		return nil, err
+	}
+	if q := p.config.Quantization(); q != nil && len(base.Quantization()) == 0 {
+		method, _, _ := q.OptString("quant_method")
+		return nil, p.errorf("its config says that it is quantized already (%q)", method)
+	}
+	if err := p.choose(); err != nil {
+		return nil, err
+	}
+	p.addInput()
+	p.explain()
+	p.view = newView(p)
+	for _, s := range p.view.Specs() {
+		p.plan.Steps = append(p.plan.Steps, plan.Step{
+			Read: plan.Whole(0, s), Write: plan.Placement{Tensor: s.Name, DType: s.DType},
+		})
+	}
+	q := &Quantization{Plan: p.plan, View: p.view, base: base, opts: p.options}
+	layout, err := p.layout(q)
+	if err != nil {
+		return nil, err
+	}
+	q.Layout = layout
+	return q, nil
+}
+
+func (p *planner) errorf(format string, args ...any) error {
+	return &checkpoint.InputError{Path: p.base.Path, Err: fmt.Errorf(format, args...)}
+}
+
+// checkOptions fills in defaults and refuses what does not go together.
+func (p *planner) checkOptions() (err error) {
+	o := &p.options
+	switch {
+	case o.Type != NF4 && o.Type != FP4 && o.Type != Int8:
+		return &OptionError{"type", fmt.Sprintf("%q is not nf4, fp4 or int8", o.Type)}
+	case o.Type == Int8 && (o.DoubleQuant || o.BlockSize != 0 || o.Storage != tensor.NoDType || o.ComputeDType != tensor.NoDType):
+		return &OptionError{"type", "int8 has rows for blocks and one way to be stored and computed: options of 4-bit types do not apply"}
+	}
+	if o.BlockSize == 0 {
+		o.BlockSize = DefaultBlockSize
+	}
+	if !validBlockSize(o.BlockSize) {
+		return &OptionError{"blocksize", fmt.Sprintf("%d is not a power of 2 from 32 to 4096", o.BlockSize)}
+	}
+	if o.Storage == tensor.NoDType {
+		o.Storage = tensor.U8
+	}
+	if _, ok := storageNames[o.Storage]; !ok {
+		return &OptionError{"quant-storage", fmt.Sprintf("%s is not uint8, int8, float16, bfloat16, float32 or float64", o.Storage)}
+	}
+	if o.ComputeDType == tensor.NoDType {
+		o.ComputeDType = p.modelDType()
+	}
+	if _, ok := computeNames[o.ComputeDType]; !ok {
+		return &OptionError{"compute-dtype", fmt.Sprintf("%s is not f16, bf16 or f32", o.ComputeDType)}
+	}
+	p.skip, err = compile(o.Skip)
+	return err
+}
+
+// modelDType is the type that the model computes in: the config's, BF16 if that has
+// none that is one of bitsandbytes.
+func (p *planner) modelDType() tensor.DType {
+	d := p.config.DType()
+	if _, ok := computeNames[d]; ok {
+		return d
+	}
+	return tensor.BF16
+}
+
+func (p *planner) addInput() {
+	in := plan.Input{Role: "base", Name: p.base.Name, Path: p.base.Path, Weight: 1, Note: p.base.Commit}
+	for _, f := range p.base.Files() {
+		in.Files = append(in.Files, plan.File{Name: f.Name, Path: f.Path, Size: f.Size})
+	}
+	p.plan.Inputs = []plan.Input{in}
+}
+
+func (p *planner) decide(code, message string, tensors ...string) {
+	p.plan.Decisions = append(p.plan.Decisions, plan.Decision{Code: code, Message: message, Tensors: append([]string{}, tensors...)})
+}
+
+// Target is a weight that is quantized.
+type Target struct {
+	Tensor string
+	Shape  tensor.Shape // (out, in)
+	DType  tensor.DType // of the source
+	Bytes  int64        // of all it becomes
+}
+
+// Targets returns the weights that are quantized, in order.
+func (q *Quantization) Targets() []Target {
+	all := make([]Target, len(q.View.order))
+	for i, t := range q.View.order {
+		all[i] = Target{t.spec.Name, t.shape, t.spec.DType, t.bytes}
+	}
+	return all
+}
+
+// Type returns the format of the weights.
+func (q *Quantization) Type() Type { return q.opts.Type }
+
+// Counts says how many tensors of the input are quantized and how many are copied.
+func (q *Quantization) Counts() map[string]int {
+	n := len(q.View.order)
+	counts := map[string]int{string(q.opts.Type): n}
+	if copied := len(q.base.Specs()) - n; copied > 0 {
+		counts["copy"] = copied
+	}
+	return counts
+}

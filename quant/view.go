@@ -1,0 +1,320 @@
+package quant
+
+import (
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/saferead"
+	"github.com/loratool/loratool/quant/block"
+)
+
+// View is a quantized checkpoint, computed from its source when it is read. A
+// quantized weight is several tensors there, the others are the source's.
+//
+// Reading the tensors in their order reads every weight of the source once: what the
+// codes and the scales have in common is kept for the weight that is being read, and
+// for no other. In another order the bytes are the same.
+type View struct {
+	source checkpoint.Checkpoint
+	path   string // of the source, for messages
+	format format
+	specs  []tensor.Spec
+	parts  map[string]part
+	order  []*target
+
+	mu      sync.Mutex
+	current *scales // of the weight that was opened last
+	figures map[*target]Figures
+}
+
+var _ checkpoint.Checkpoint = (*View)(nil)
+
+// format is what the weights become.
+type format struct {
+	kind      Type
+	blockSize int
+	double    bool
+	storage   tensor.DType
+}
+
+// part is one tensor of a quantized weight.
+type part struct {
+	target *target
+	kind   partKind
+	spec   tensor.Spec
+}
+
+type partKind int
+
+const (
+	partCodes partKind = iota
+	partScales
+	partNestedScales
+	partNestedMap
+	partMap
+	partState
+	partFormat
+)
+
+// Figures is what quantization did to one weight.
+type Figures struct {
+	Tensor string
+	Shape  tensor.Shape
+	Bytes  int64   // of all its parts
+	AbsMax float64 // the largest magnitude
+	// Error is ||W - Q|| / ||W|| in the Frobenius norm, with Q the exact values of
+	// the codes, before they are rounded to the type they are computed with.
+	Error float64
+	// Norm is ||W||.
+	Norm float64
+}
+
+func newView(p *planner) *View {
+	v := &View{
+		source: p.base, path: p.base.Path, parts: make(map[string]part), order: p.targets, figures: make(map[*target]Figures),
+		format: format{p.options.Type, p.options.BlockSize, p.options.DoubleQuant, p.options.Storage},
+	}
+	targets := make(map[string]*target)
+	for _, t := range p.targets {
+		targets[t.spec.Name] = t
+	}
+	for _, s := range p.base.Specs() {
+		if t, ok := targets[s.Name]; ok {
+			v.split(t)
+			continue
+		}
+		v.specs = append(v.specs, s)
+	}
+	return v
+}
+
+// split adds the tensors that a weight becomes. The codes come first, the scales
+// right behind them.
+func (v *View) split(t *target) {
+	add := func(kind partKind, name string, d tensor.DType, shape ...int64) {
+		spec := tensor.Spec{Name: name, DType: d, Shape: shape}
+		v.specs = append(v.specs, spec)
+		t.bytes += spec.Size()
+		v.parts[name] = part{t, kind, spec}
+	}
+	name, rows := t.spec.Name, t.shape[0]
+	if v.format.kind == Int8 {
+		add(partCodes, name, tensor.I8, t.shape...)
+		add(partScales, t.module+".SCB", tensor.F32, rows)
+		add(partFormat, t.module+".weight_format", tensor.U8)
+		return
+	}
+	size := v.format.storage.Bits() / 8
+	blocks := v.units(t)
+	add(partCodes, name, v.format.storage, ceilDiv(t.spec.NumElements(), 2*size), 1)
+	if v.format.double {
+		add(partScales, name+".absmax", tensor.U8, blocks)
+		add(partNestedScales, name+".nested_absmax", tensor.F32, ceilDiv(blocks, block.NestedSize))
+		add(partNestedMap, name+".nested_quant_map", tensor.F32, 256)
+	} else {
+		add(partScales, name+".absmax", tensor.F32, blocks)
+	}
+	add(partMap, name+".quant_map", tensor.F32, 16)
+	state := v.state(t, 0)
+	add(partState, name+".quant_state.bitsandbytes__"+string(v.format.kind), tensor.U8, int64(len(state.Encode())))
+}
+
+// state is what is stored about a 4-bit weight.
+func (v *View) state(t *target, offset float32) block.FourBitState {
+	s := block.FourBitState{Type: v.format.kind.fourBit(), BlockSize: v.format.blockSize, DType: t.spec.DType, Shape: t.shape}
+	if v.format.double {
+		s.Nested, s.NestedSize, s.Offset = true, block.NestedSize, offset
+	}
+	return s
+}
+
+// unit is how many elements share a scale.
+func (v *View) unit(t *target) int64 {
+	if v.format.kind == Int8 {
+		return t.shape[1]
+	}
+	return int64(v.format.blockSize)
+}
+
+// units is how many scales a weight has.
+func (v *View) units(t *target) int64 { return ceilDiv(t.spec.NumElements(), v.unit(t)) }
+
+func ceilDiv(a, b int64) int64 { return a/b + min(a%b, 1) }
+
+// Specs returns the tensors in the order of the source, the parts of a weight where
+// the weight was.
+func (v *View) Specs() []tensor.Spec { return v.specs }
+
+// Open returns the bytes of a tensor.
+func (v *View) Open(name string) (io.ReaderAt, error) {
+	p, ok := v.parts[name]
+	if !ok {
+		return v.source.Open(name)
+	}
+	switch p.kind {
+	case partNestedMap:
+		table := block.DynamicMap()
+		return bytesReader(encodeFloats(table[:])), nil
+	case partMap:
+		table := v.format.kind.fourBit().Values()
+		return bytesReader(encodeFloats(table[:])), nil
+	case partFormat:
+		return bytesReader{rowFormat}, nil
+	}
+	s, err := v.scalesOf(p.target)
+	if err != nil {
+		return nil, err
+	}
+	return &partReader{part: p, scales: s, size: p.spec.Size()}, nil
+}
+
+// rowFormat is the weight_format of LLM.int8 in rows.
+const rowFormat = 0
+
+// scalesOf returns what is known about a weight. Readers keep it alive while they
+// need it; the view itself forgets it when the next weight is opened.
+func (v *View) scalesOf(t *target) (*scales, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.current != nil && v.current.target == t {
+		return v.current, nil
+	}
+	s, err := newScales(v, t)
+	if err != nil {
+		return nil, err
+	}
+	v.current = s
+	return s, nil
+}
+
+// Figures returns what happened to every weight that was read whole, in order.
+func (v *View) Figures() []Figures {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var all []Figures
+	for _, t := range v.order {
+		if f, ok := v.figures[t]; ok {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+func (v *View) note(t *target, f Figures) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.figures[t] = f
+}
+
+// Memory bounds what the view allocates while jobs goroutines read it in order: the
+// scales of the largest weight and of its neighbour, and a segment for each reader.
+func (v *View) Memory(jobs int) int64 {
+	var units, segment int64
+	for _, t := range v.order {
+		units = max(units, v.units(t))
+		n := min(segmentElements(t), t.spec.NumElements())
+		if t.transposed {
+			n *= 3 // gathered, and as read
+		}
+		segment = max(segment, n)
+	}
+	perUnit := int64(4)
+	if v.format.double {
+		perUnit += 2*4 + 4 + 1
+	}
+	return 2*perUnit*units + int64(jobs)*segment*segmentBytes
+}
+
+// segmentBytes is what a reader holds for each element of a segment: the number, what
+// becomes of it, its code and its source.
+const segmentBytes = 4 + 4 + 1 + 4
+
+// bytesReader reads from bytes.
+type bytesReader []byte
+
+func (r bytesReader) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, &saferead.RangeError{Offset: off, Length: int64(len(p)), Size: int64(len(r))}
+	}
+	if off >= int64(len(r)) {
+		return 0, io.EOF
+	}
+	n := copy(p, r[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func encodeFloats(x []float32) []byte {
+	codec, _ := block.For(tensor.F32)
+	data := make([]byte, 4*len(x))
+	codec.Encode32(data, x)
+	return data
+}
+
+// partReader computes the bytes of one part of a weight.
+type partReader struct {
+	part
+	scales *scales
+	size   int64
+}
+
+func (r *partReader) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, &saferead.RangeError{Offset: off, Length: int64(len(p)), Size: r.size}
+	}
+	if off >= r.size {
+		return 0, io.EOF
+	}
+	short := int64(len(p)) > r.size-off
+	if short {
+		p = p[:r.size-off]
+	}
+	if err := r.read(p, off); err != nil {
+		return 0, err
+	}
+	if short {
+		return len(p), io.EOF
+	}
+	return len(p), nil
+}
+
+// read fills p, which lies inside the part.
+func (r *partReader) read(p []byte, off int64) error {
+	if r.kind == partCodes {
+		return r.scales.readCodes(p, off)
+	}
+	if r.kind == partScales && !r.scales.view.format.double {
+		return r.scales.readScales(p, off)
+	}
+	nested, err := r.scales.nest()
+	if err != nil {
+		return err
+	}
+	var data []byte
+	switch r.kind {
+	case partScales:
+		data = nested.Codes
+	case partNestedScales:
+		data = encodeFloats(nested.Absmax)
+	case partState:
+		state := r.scales.view.state(r.target, nested.Offset)
+		data = state.Encode()
+	default:
+		return fmt.Errorf("part %d of %q can't be computed", r.kind, r.target.spec.Name)
+	}
+	copy(p, data[off:])
+	return nil
+}
+
+// codeBytes is the size of so many codes: 4-bit ones are two to a byte.
+func codeBytes(kind Type, elements int64) int64 {
+	if kind == Int8 {
+		return elements
+	}
+	return ceilDiv(elements, 2)
+}
