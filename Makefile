@@ -30,6 +30,9 @@ lint:
 
 peers: build
 	$(PYTHON) testdata/gen/peers.py --loratool $(BIN)
+	$(PYTHON) testdata/gen/extract_peers.py --loratool $(BIN)
+	$(PYTHON) testdata/gen/bnb_golden.py --check
+	$(PYTHON) testdata/gen/bnb_peers.py --loratool $(BIN)
 
 bench:
 	$(GO) run ./internal/bench $(ARGS)

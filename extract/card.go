@@ -138,8 +138,8 @@ func (x *Extraction) cardModules(b *bytes.Buffer) {
 		if l.delta > 0 {
 			kept = 1 - l.lost/l.delta
 		}
-		fmt.Fprintf(b, "| %s | %s | %d | %s | %.2f%% | %.3g |\n",
-			escapeCell(strings.TrimSuffix(key, " "+l.form)), l.form, l.modules, rank, 100*kept, l.worst)
+		fmt.Fprintf(b, "| %s | %s | %d | %s | %s | %.3g |\n",
+			escapeCell(strings.TrimSuffix(key, " "+l.form)), l.form, l.modules, rank, Percent(kept), l.worst)
 	}
 }
 

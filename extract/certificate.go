@@ -3,6 +3,8 @@ package extract
 import (
 	"fmt"
 	"math"
+	"strconv"
+	"strings"
 
 	"github.com/loratool/loratool/formats/tensor"
 )
@@ -92,10 +94,10 @@ func (d *draft) certificate(bytes map[*carried]int64) Certificate {
 		square, missing := m.DeltaNorm*m.DeltaNorm, m.Residual*m.Residual*m.DeltaNorm*m.DeltaNorm
 		delta += square
 		lost += missing
-		switch x.form {
-		case lostForm:
+		switch {
+		case x.form == lostForm || x.fromBase:
 			left += square
-		case pairForm:
+		case x.form == pairForm:
 			pairs += square
 			pairsLost += missing
 		}
@@ -121,7 +123,7 @@ func (d *draft) certify(x *carried) Module {
 	switch x.form {
 	case lostForm:
 		m.Kept, m.Residual, m.Best = 0, 1, 1
-	case savedForm:
+	case savedForm, addForm:
 		if x.fromBase && x.finding.delta > 0 {
 			m.Kept, m.Residual, m.Best = 0, 1, 1
 		}
@@ -212,6 +214,17 @@ func roundingBound(x *carried, d tensor.DType) float64 {
 	return relative(total, x.spectrum.Total)
 }
 
+// Percent writes a share with two decimals, or with up to four where fewer would
+// call it all that is not all.
+func Percent(share float64) string {
+	for digits := 2; digits <= 4; digits++ {
+		if text := strconv.FormatFloat(100*share, 'f', digits, 64); share >= 1 || !strings.HasPrefix(text, "100.") {
+			return text + "%"
+		}
+	}
+	return "100.00%"
+}
+
 // unit returns the relative error of rounding to a type, and half of its smallest
 // step.
 func unit(d tensor.DType) (relative, absolute float64) {
@@ -229,9 +242,9 @@ func unit(d tensor.DType) (relative, absolute float64) {
 // explain puts the result into a sentence and warns of what a reader of the figures
 // might miss.
 func (c *Certificate) explain(x *Extraction) {
-	c.Sentence = fmt.Sprintf("the adapter carries %.2f%% of the squared norm of the change", 100*c.Share)
+	c.Sentence = fmt.Sprintf("the adapter carries %s of the squared norm of the change, relative error %.3g", Percent(c.Share), c.Residual)
 	if c.LeftOut > 0 {
-		c.Sentence += fmt.Sprintf("; %.2f%% was left out", 100*c.LeftOut)
+		c.Sentence += fmt.Sprintf("; %s was left out", Percent(c.LeftOut))
 	}
 	if !c.LowRank {
 		short := 0

@@ -616,6 +616,49 @@ func TestDTypes(t *testing.T) {
 	}
 }
 
+// TestRoundingBound guards the bound where it is nearly reached: both factors of a
+// column of equal numbers lie just below the middle of two bf16 numbers.
+func TestRoundingBound(t *testing.T) {
+	base, tuned := newModel(nil), newModel(nil)
+	base.set("a.weight", tensor.F32, make([]float64, 4), 4, 1)
+	// U is 1/2 everywhere and sigma twice the number, so A = sqrt(sigma) = 2·B.
+	root := 1 + 0x1p-8 - 1e-5
+	c := root * root / 2
+	tuned.set("a.weight", tensor.F32, []float64{c, c, c, c}, 4, 1)
+	b, tu := pairOf(t, base, tuned)
+	x, out := run(t, b, tu, extract.Options{Rule: extract.Rule{Rank: 1}, DType: tensor.BF16}, engine.Options{})
+	off, norm := distance(values(t, mergeBack(t, b, out, tensor.F64), "a.weight"), values(t, tu, "a.weight"))
+	m := module(t, x, "a.weight")
+	if off > m.Rounding*norm || off < 0.95*m.Rounding*norm {
+		t.Errorf("rounding changes %v, the bound is %v", off/norm, m.Rounding)
+	}
+}
+
+// TestExcess guards what the certificate says of a decomposition that was not exact:
+// the optimum, by gonum, lies between Best and Residual.
+func TestExcess(t *testing.T) {
+	base := newModel(nil)
+	base.add("a.weight", tensor.F32, 420, 400)
+	tuned := base.clone()
+	tuned.shift("a.weight", 0.01, 5)
+	b, tu := pairOf(t, base, tuned)
+	x, _ := run(t, b, tu, extract.Options{Rule: extract.Rule{Rank: 2}}, engine.Options{})
+	m := module(t, x, "a.weight")
+	singular, norm := judge(t, b, tu, "a.weight")
+	best := tail(singular, 2, norm)
+	if m.Excess == 0 || m.Residual < best || m.Best >= m.Residual || m.Residual > best*(1+5e-4) {
+		t.Errorf("residual %v, excess %v, at best %v; gonum has %v", m.Residual, m.Excess, m.Best, best)
+	}
+	// The estimate itself may be off by its own size.
+	if m.Best > best*(1+m.Excess) {
+		t.Errorf("at best %v, gonum has %v", m.Best, best)
+	}
+	x, _ = run(t, b, tu, extract.Options{Rule: extract.Rule{Rank: 2}, Exact: true}, engine.Options{})
+	if m := module(t, x, "a.weight"); m.Excess != 0 || math.Abs(m.Residual-best) > 2e-6 {
+		t.Errorf("exact: residual %v, excess %v; gonum has %v", m.Residual, m.Excess, best)
+	}
+}
+
 // TestCard guards what is published: no path, and nothing of the inputs when it is
 // not wanted.
 func TestCard(t *testing.T) {

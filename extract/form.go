@@ -131,8 +131,9 @@ func (d *draft) followTie() {
 	}
 }
 
-// find returns an item by the name of its tensor.
+// find returns an item by the name that its tensor has in the files.
 func (d *draft) find(name string) *carried {
+	name = d.s.memoryName(name)
 	for _, c := range d.all {
 		if c.name() == name {
 			return c
@@ -260,6 +261,8 @@ func (d *draft) decideForms(decide func(code, message string, tensors ...string)
 		name := c.parts[0].name
 		switch {
 		case c.form == pairForm:
+		case c.fromBase && c.why != "":
+			decide("left-out-in-module", "left out: "+c.why+"; the base's values are written, as the rest of the module is held", name)
 		case c.form == savedForm && c.tie:
 			decide("tied-head", "the head is tied to the embedding and saved with it, so that the two stay one", d.s.head)
 		case c.form == savedForm && c.resized:

@@ -1,6 +1,8 @@
 package extract
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -26,7 +28,8 @@ type Survey struct {
 	decisions []plan.Decision
 	findings  []finding // by item
 
-	embedding, head      string // tensors of the tuned model, as in memory
+	embedding, head      string // tensors of the tuned model, as in its files
+	prefix               string // that names have in memory and lack in the files
 	tiedBase, tiedTuned  bool
 	affordable, maxSweep int64
 }
@@ -61,6 +64,7 @@ func open(base, tuned *checkpoint.Model, o Options) (*Survey, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.findPrefix()
 	if err := s.makeItems(pairs); err != nil {
 		return nil, err
 	}
@@ -119,6 +123,10 @@ func (s *Survey) checkConfigs() error {
 		return inputErrorf(s.tuned, "config.json: it has %d layers, the base has %d: these are different models", others, layers)
 	}
 	for m, c := range map[*checkpoint.Model]hfrepo.Config{s.base: s.config, s.tuned: tuned} {
+		if kinds := slices.Sorted(maps.Keys(m.Quantization())); len(kinds) > 0 {
+			s.decide("quantized-side", fmt.Sprintf("%s is stored as %s: its weights are what the codes stand for", m.Name, strings.Join(kinds, " and ")))
+			continue
+		}
 		if q := c.Quantization(); q != nil {
 			method, _ := q.String("quant_method") // a nameless one is refused too
 			return inputErrorf(m, "config.json: it is quantized (%s): the difference needs both models in a floating-point form", method)

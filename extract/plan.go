@@ -160,12 +160,12 @@ func (d *draft) chooseRanks(over int64) error {
 			"what has to be saved whole takes %d parameters in %d bytes, more than the budget", fixedParams, fixedBytes)}
 	}
 	choices := rule.Ranks(spectra, budget)
+	if d.s.opts.Plain {
+		d.level(choices, spectra, budget/max(cost, 1))
+	}
 	if rule.budgeted() && len(pairs) > 0 && !slices.ContainsFunc(choices, func(c Choice) bool { return c.Rank > 0 }) {
 		return &fsatomic.RefusedError{Path: d.s.opts.Output, Reason: fmt.Sprintf(
 			"no direction of any layer fits into the budget beside %d parameters in %d bytes that are saved whole", fixedParams, fixedBytes)}
-	}
-	if d.s.opts.Plain {
-		d.level(choices, spectra, budget/max(cost, 1))
 	}
 	for i, c := range pairs {
 		c.choice = choices[i]

@@ -319,7 +319,6 @@ func (r *Resize) plan(over int64) (*Extraction, error) {
 func (r *Resize) chooseRanks(over int64) error {
 	var spectra []Spectrum
 	var fixedBytes, fixedParams, cost int64
-	pairs := make(map[string]bool)
 	for _, p := range r.pairs {
 		s := p.spectrum
 		if s.Cost = p.cost(); p.mirror != nil {
@@ -333,10 +332,9 @@ func (r *Resize) chooseRanks(over int64) error {
 		}
 		spectra = append(spectra, s)
 		cost += s.Cost
-		pairs[p.a.Name], pairs[p.b.Name] = true, true
 	}
 	for _, spec := range r.from.Source.Specs() {
-		if !pairs[spec.Name] {
+		if !r.isFactor(spec.Name) {
 			fixedBytes, fixedParams = fixedBytes+spec.Size(), fixedParams+spec.NumElements()
 		}
 	}
@@ -373,6 +371,11 @@ func (r *Resize) chooseRanks(over int64) error {
 		}
 	}
 	return nil
+}
+
+// isFactor reports whether a tensor is A or B of a pair.
+func (r *Resize) isFactor(name string) bool {
+	return slices.ContainsFunc(r.pairs, func(p *resized) bool { return p.a.Name == name || p.b.Name == name })
 }
 
 // newScale is the factor that the new config gives the product of a pair.
@@ -553,6 +556,11 @@ func (r *Resize) certificate() Certificate {
 		c.Parameters, c.Bytes = c.Parameters+m.Parameters, c.Bytes+m.Bytes
 		all, lost = all+s.Total, lost+s.residual(m.Rank)
 		c.Modules = append(c.Modules, m)
+	}
+	for _, spec := range r.from.Source.Specs() {
+		if !r.isFactor(spec.Name) {
+			c.Parameters, c.Bytes = c.Parameters+spec.NumElements(), c.Bytes+spec.Size()
+		}
 	}
 	c.DeltaNorm = math.Sqrt(all)
 	if all > 0 {

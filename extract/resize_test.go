@@ -164,3 +164,36 @@ func TestResizeRefusals(t *testing.T) {
 		}
 	}
 }
+
+// TestResizeMirror guards a head whose factors are the embedding's once more: it
+// follows the embedding, and a budget pays for both.
+func TestResizeMirror(t *testing.T) {
+	m, err := checkpoint.OpenAdapter(filepath.Join(goldenPEFT, "cases", "lora-tied-ensure-targets", "adapter"), hfrepo.Cache{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	a, err := adapter.Open(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := int64(0)
+	for _, s := range m.Specs() {
+		whole += s.NumElements()
+	}
+	for budget := whole * 9 / 10; budget < whole; budget += whole/50 + 1 {
+		out := filepath.Join(t.TempDir(), "lora")
+		x, err := tryResize(t, a, out, extract.Options{Rule: extract.Rule{Params: budget}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		total := int64(0)
+		for _, s := range openAdapter(t, out).Source.Specs() {
+			total += s.NumElements()
+		}
+		if total > budget || total != x.Certificate.Parameters {
+			t.Errorf("%d parameters of %d, the certificate says %d", total, budget, x.Certificate.Parameters)
+		}
+		mergeBack(t, openModel(t, filepath.Join(goldenPEFT, "bases", "llama-tied")), out, tensor.F32) // which compares the two
+	}
+}

@@ -273,7 +273,26 @@ func (s *Survey) memoryName(name string) string {
 	if s.stacks() {
 		name = strings.Replace(name, ".block_sparse_moe.", ".mlp.", 1)
 	}
+	if s.prefix != "" && !strings.HasPrefix(name, s.prefix) && name != s.head && name != headBias(s.head) {
+		name = s.prefix + name
+	}
 	return name
+}
+
+// bodyPrefixes are what the names of the model without its head begin with, for the
+// types whose published files were saved without the head although their config
+// names it: base_model_prefix of transformers 5.23.
+var bodyPrefixes = map[string]string{"gpt2": "transformer.", "bloom": "transformer.", "opt": "model."}
+
+// findPrefix finds what the names of the files lack: in memory, where an adapter is
+// loaded, they have it.
+func (s *Survey) findPrefix() {
+	prefix := bodyPrefixes[s.modelType]
+	if prefix == "" || s.embedding == "" || strings.HasPrefix(s.embedding, prefix) || !arch.HasHead(s.config.Architecture()) {
+		return
+	}
+	s.prefix = prefix
+	s.decide("prefix", fmt.Sprintf("the files leave out %q, which the names of %s have when it is loaded: the adapter's have it", prefix, s.config.Architecture()))
 }
 
 // stack adds a tensor to the stacked parameter that it is a part of, if it is.

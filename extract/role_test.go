@@ -246,6 +246,66 @@ func TestRoles(t *testing.T) {
 	}
 }
 
+// TestPrefix guards files that were saved without the head that their config names:
+// in memory their tensors have a prefix, and so must the adapter's.
+func TestPrefix(t *testing.T) {
+	for _, architecture := range []string{"GPT2LMHeadModel", "GPT2Model"} {
+		prefix := ""
+		if architecture == "GPT2LMHeadModel" {
+			prefix = "transformer."
+		}
+		base := typed("gpt2", "wte.weight:20x4", "h.0.attn.c_attn.weight:4x12", "h.0.attn.c_attn.bias:12", "h.0.ln_1.weight:4", "h.0.ln_1.bias:4")
+		base.config["architectures"] = []string{architecture}
+		tuned := base.clone()
+		tuned.shiftAll(0.05)
+		b, tu := pairOf(t, base, tuned)
+		_, out := run(t, b, tu, extract.Options{Rule: extract.Rule{Rank: 50}}, engine.Options{})
+		for _, name := range tensors(t, out) {
+			if !strings.HasPrefix(name, prefix) && name != "lm_head.weight" {
+				t.Errorf("%s: tensor %s", architecture, name)
+			}
+		}
+		saved := fmt.Sprint(config(t, out)["modules_to_save"])
+		if !strings.Contains(saved, prefix+"h.0.ln_1") || strings.Contains(saved, "lm_head") != (prefix != "") {
+			t.Errorf("%s: modules_to_save %s", architecture, saved)
+		}
+		merged := mergeBack(t, b, out, tensor.F32)
+		for _, name := range base.names {
+			if off, norm := distance(values(t, merged, name), values(t, tu, name)); off > 1e-6*norm {
+				t.Errorf("%s: %s: merged back, off by %.3g", architecture, name, off/norm)
+			}
+		}
+	}
+}
+
+// TestOneExpert guards stacks in which some matrices are unchanged: they have the
+// others' rank and no change of their own.
+func TestOneExpert(t *testing.T) {
+	base := typed("qwen3_moe", "m.experts.gate_up_proj:4x8x6", "l.q.weight:6x4")
+	tuned := base.clone()
+	a := tuned.tensors["m.experts.gate_up_proj"]
+	for _, e := range []int{0, 2} {
+		for i := range 48 {
+			a.values[e*48+i] += 0.01 * float64(i%7*(e+1)) * float64(1+i%5)
+		}
+	}
+	b, tu := pairOf(t, base, tuned)
+	x, out := run(t, b, tu, extract.Options{Rule: extract.Rule{Energy: 1 - 1e-9}}, engine.Options{})
+	merged := mergeBack(t, b, out, tensor.F32)
+	got, want, before := values(t, merged, "m.experts.gate_up_proj"), values(t, tu, "m.experts.gate_up_proj"), values(t, b, "m.experts.gate_up_proj")
+	if off, norm := distance(got, want); off > 1e-6*norm {
+		t.Errorf("off by %.3g", off/norm)
+	}
+	for i := range 48 {
+		if got[48+i] != before[48+i] || got[144+i] != before[144+i] {
+			t.Fatalf("an expert that did not change has another value %d", i)
+		}
+	}
+	if m := module(t, x, "m.experts.gate_up_proj"); m.Parameters != 4*m.Rank*(8+6) || m.Rank > 6 {
+		t.Errorf("rank %d, %d parameters", m.Rank, m.Parameters)
+	}
+}
+
 // tiedModel is a model of a tied or untied embedding and one layer.
 func tiedModel(tied, head bool) *model {
 	m := newModel(map[string]any{"model_type": "llama", "architectures": []string{"LlamaForCausalLM"}, "tie_word_embeddings": tied})
@@ -378,6 +438,28 @@ func TestTies(t *testing.T) {
 	}
 }
 
+// TestRowsInBudget guards that trained rows are paid for.
+func TestRowsInBudget(t *testing.T) {
+	base := tiedModel(false, true)
+	tuned := base.clone()
+	tuned.rows(3, 17)
+	tuned.shift("model.layers.0.q_proj.weight", 0.05, 1)
+	b, tu := pairOf(t, base, tuned)
+	for _, rule := range []extract.Rule{{Params: 2*8 + 3*20 + 19}, {Size: 1500}} {
+		x, out := run(t, b, tu, extract.Options{Rule: rule}, engine.Options{})
+		total := int64(0)
+		for _, s := range openAdapter(t, out).Source.Specs() {
+			total += s.NumElements()
+		}
+		if total != x.Certificate.Parameters || rule.Params > 0 && total != 2*8+3*20 {
+			t.Errorf("%d parameters of %d", total, rule.Params)
+		}
+		if n := x.Layout.Files[0].Size(); rule.Size > 0 && (n > rule.Size || n+4*20 <= rule.Size) {
+			t.Errorf("%d bytes of %d", n, rule.Size)
+		}
+	}
+}
+
 // TestLeavingOut guards what patterns cover, and that what is left out is listed
 // and counted as lost.
 func TestLeavingOut(t *testing.T) {
@@ -433,6 +515,43 @@ func TestLeavingOut(t *testing.T) {
 }
 
 var nan, inf = math.NaN(), math.Inf(1)
+
+// TestLeftInModule guards that what is left out of a module that is held whole, or
+// whose bias every pair needs, keeps the base's values and counts as lost.
+func TestLeftInModule(t *testing.T) {
+	base := typed("x", "l.q.weight:6x4", "l.q.bias:6", "l.k.weight:6x4", "l.k.bias:6", "l.ln.weight:4", "l.ln.bias:4")
+	tuned := base.clone()
+	tuned.shiftAll(0.05)
+	b, tu := pairOf(t, base, tuned)
+	exclude := []string{"l.q.bias", "l.ln.bias"}
+	x, out := run(t, b, tu, extract.Options{Rule: extract.Rule{Rank: 50}, Exclude: exclude, Alpha: 3}, engine.Options{})
+	merged := mergeBack(t, b, out, tensor.F32)
+	var lost, all float64
+	for _, name := range base.names {
+		want := tu
+		d, _ := distance(values(t, tu, name), values(t, b, name))
+		all += d * d
+		if slices.Contains(exclude, name) {
+			want = b
+			lost += d * d
+		}
+		if off, norm := distance(values(t, merged, name), values(t, want, name)); off > 1e-6*norm {
+			t.Errorf("%s: off by %.3g", name, off/norm)
+		}
+	}
+	if c := x.Certificate; math.Abs(c.LeftOut-lost/all) > 1e-9 || math.Abs(c.Share-(1-lost/all)) > 1e-9 {
+		t.Errorf("left out %v, share %v; lost are %v", c.LeftOut, c.Share, lost/all)
+	}
+	if f := forms(x); f["l.q.bias"] != "lora_bias" || f["l.ln.bias"] != "saved" {
+		t.Errorf("forms %v", f)
+	}
+	for _, d := range x.Plan.Decisions {
+		if d.Code == "left-out-in-module" && slices.Equal(d.Tensors, []string{"l.ln.bias", "l.q.bias"}) {
+			return
+		}
+	}
+	t.Errorf("decisions %+v", x.Plan.Decisions)
+}
 
 // TestRefusals guards that what does not fit is an error of the input that names
 // the tensor.
@@ -503,6 +622,8 @@ func TestRefusals(t *testing.T) {
 				m.add("m.experts.0.up_proj.weight", tensor.F32, 5, 4)
 			}
 		}, extract.Options{}, `"m.experts.0.up_proj.weight" has shape [5, 4], other experts of its layer have another`},
+		{"a budget without a direction", func(_, tuned *model) { tuned.shift("model.layers.0.mlp.up_proj.weight", 1, 1) }, extract.Options{Rule: extract.Rule{Params: 67}}, "no direction of any layer fits"},
+		{"a budget without a direction, plain", func(_, tuned *model) { tuned.shift("model.layers.0.mlp.up_proj.weight", 1, 1) }, extract.Options{Rule: extract.Rule{Params: 67}, Plain: true}, "no direction of any layer fits"},
 		{"a budget that what is saved exceeds", func(_, tuned *model) { tuned.shiftAll(0.01) }, extract.Options{Rule: extract.Rule{Params: 100}}, "more than the budget"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -143,6 +143,7 @@ func TestBudgetTies(t *testing.T) {
 	}{
 		{[]extract.Spectrum{spectrum(2, 4, 4), spectrum(2, 4, 4)}, 6, "[{2 false} {1 false}]"},
 		{[]extract.Spectrum{spectrum(2, 4, 0), spectrum(2, 1)}, 8, "[{1 false} {1 false}]"},
+		{[]extract.Spectrum{spectrum(5, 10), spectrum(1, 4)}, 5, "[{0 false} {1 false}]"}, // 4 for 1 before 10 for 5
 		{[]extract.Spectrum{spectrum(5, 50), spectrum(2, 4, 4)}, 4, "[{0 false} {2 false}]"},
 		{[]extract.Spectrum{cut, spectrum(2, 1)}, 8, "[{2 true} {1 false}]"},
 		{[]extract.Spectrum{cut, spectrum(2, 1)}, 5, "[{2 false} {0 false}]"},

@@ -73,6 +73,18 @@ func TestEntry(t *testing.T) {
 		len(got.spectra) != 1 || got.spectra[0].values[1] != 1 || got.spectra[0].excess != 1e-4 {
 		t.Errorf("%+v", got)
 	}
+	// The name of a file holds a part of the key only.
+	other := *s
+	other.key = s.key[:len(s.key)-1] + "x"
+	if _, ok := other.find(it); ok {
+		t.Error("an entry of another extraction is taken")
+	}
+	namesake := *it
+	namesake.module = "n"
+	s.index[&namesake] = s.index[it]
+	if _, ok := s.find(&namesake); ok {
+		t.Error("an entry of another item is taken")
+	}
 	if (*Store)(nil).keep(it, f, nil) != nil || (*Store)(nil).Close() != nil {
 		t.Error("no store is not taken for one")
 	}

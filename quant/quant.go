@@ -101,6 +101,9 @@ func Plan(base *checkpoint.Model, o Options) (*Quantization, error) {
 	if err := p.choose(); err != nil {
 		return nil, err
 	}
+	if p.options.ComputeDType == tensor.NoDType {
+		p.options.ComputeDType = p.modelDType()
+	}
 	p.addInput()
 	p.explain()
 	p.view = newView(p)
@@ -143,24 +146,21 @@ func (p *planner) checkOptions() (err error) {
 	if _, ok := storageNames[o.Storage]; !ok {
 		return &OptionError{"quant-storage", fmt.Sprintf("%s is not uint8, int8, float16, bfloat16, float32 or float64", o.Storage)}
 	}
-	if o.ComputeDType == tensor.NoDType {
-		o.ComputeDType = p.modelDType()
-	}
-	if _, ok := computeNames[o.ComputeDType]; !ok {
+	if _, ok := computeNames[o.ComputeDType]; !ok && o.ComputeDType != tensor.NoDType {
 		return &OptionError{"compute-dtype", fmt.Sprintf("%s is not f16, bf16 or f32", o.ComputeDType)}
 	}
 	p.skip, err = compile(o.Skip)
 	return err
 }
 
-// modelDType is the type that the model computes in: the config's, BF16 if that has
-// none that is one of bitsandbytes.
+// modelDType is the type that the model computes in: the config's or, if that has none
+// that is one of bitsandbytes, that of the first weight.
 func (p *planner) modelDType() tensor.DType {
 	d := p.config.DType()
 	if _, ok := computeNames[d]; ok {
 		return d
 	}
-	return tensor.BF16
+	return p.targets[0].spec.DType
 }
 
 func (p *planner) addInput() {

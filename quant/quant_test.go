@@ -327,6 +327,7 @@ func TestAgainstWhole(t *testing.T) {
 					t.Errorf("%d tensors, want %d", len(q.View.Specs()), len(want))
 				}
 				checkFigures(t, q, x, values)
+				checkRoundTrip(t, base, o, values, strings.Contains(config, "gpt2"))
 			})
 		}
 	}
@@ -410,6 +411,45 @@ func checkFigures(t *testing.T, q *quant.Quantization, x, values []float32) {
 	}
 }
 
+// checkRoundTrip compares the weight after quantization and back with the values, in
+// the type and order of the source, whole and in pieces.
+func checkRoundTrip(t *testing.T, base *checkpoint.Model, o quant.Options, values []float32, transposed bool) {
+	t.Helper()
+	r, err := quant.NewRoundTrip(base, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := r.Specs()[0]
+	if transposed {
+		rows, cols := s.Shape[0], s.Shape[1]
+		turned := make([]float32, len(values))
+		for i := range rows {
+			for j := range cols {
+				turned[i*cols+j] = values[j*rows+i]
+			}
+		}
+		values = turned
+	}
+	codec, _ := block.For(s.DType)
+	want := make([]byte, s.Size())
+	codec.Encode32(want, values)
+	src, err := r.Open(s.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(8, 8))
+	for range 8 {
+		off := rng.Int64N(s.Size())
+		p := make([]byte, rng.Int64N(s.Size()-off)+1)
+		if n, err := src.ReadAt(p, off); n != len(p) || err != nil || !bytes.Equal(p, want[off:off+int64(n)]) {
+			t.Errorf("after the round trip: %d bytes at %d differ (%v)", n, off, err)
+		}
+	}
+	if !bytes.Equal(readAll(t, r, s), want) {
+		t.Error("after the round trip: other values")
+	}
+}
+
 // TestAnyOrder reads pieces of all parts from several goroutines, in no order, and
 // compares them, and the figures, with reading in order.
 func TestAnyOrder(t *testing.T) {
@@ -481,6 +521,8 @@ func TestChoice(t *testing.T) {
 			`.*\.experts .experts model.layers.0.block_sparse_moe.gate gate lm_head`},
 		{"a last component that would match more", `{"model_type": "x"}`,
 			m("a.gate.weight", "b.delegate.weight"), nil, "b.delegate", "a.gate"},
+		{"a last component that is on the way to another", `{"model_type": "x"}`,
+			m("a.gate.weight", "b.gate.proj.weight"), nil, "b.gate.proj", "a.gate"},
 		{"kept in 32 bits", `{"model_type": "t5"}`,
 			m("encoder.block.0.layer.1.DenseReluDense.wo.weight", "encoder.block.0.layer.1.DenseReluDense.wi.weight", "shared.weight", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"), nil,
 			"encoder.block.0.layer.1.DenseReluDense.wi",
@@ -545,6 +587,26 @@ func skipModules(t *testing.T, q *quant.Quantization) []string {
 	}
 	t.Fatal("no config.json")
 	return nil
+}
+
+// TestComputeDType is the model's own type unless another is asked for.
+func TestComputeDType(t *testing.T) {
+	for _, c := range []struct {
+		config string
+		asked  tensor.DType
+		want   string
+	}{
+		{`{"torch_dtype": "bfloat16"}`, tensor.NoDType, "bfloat16"},
+		{`{}`, tensor.NoDType, "float16"}, // as the weight is stored
+		{`{"torch_dtype": "bfloat16"}`, tensor.F32, "float32"},
+	} {
+		q := mustPlan(t, numbers(t, c.config, spec("a.weight", tensor.F16, 4, 64)), quant.Options{Type: quant.NF4, ComputeDType: c.asked})
+		for _, s := range q.Layout.Sidecars {
+			if want := `"bnb_4bit_compute_dtype": "` + c.want + `"`; !strings.Contains(string(s.Data), want) {
+				t.Errorf("%s: no %s in %s", c.config, want, s.Data)
+			}
+		}
+	}
 }
 
 // TestRefused gives what can't be quantized.
@@ -645,6 +707,24 @@ func TestRequantize(t *testing.T) {
 		}
 		if !bytes.Equal(readAll(t, q.View, s), want) {
 			t.Errorf("%s differs", s.Name)
+		}
+	}
+}
+
+// TestOldConfigs leaves no quantization_config of another tower behind.
+func TestOldConfigs(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(golden, "llama-nf4"))); err != nil {
+		t.Fatal(err)
+	}
+	config := `{"model_type": "llama", "text_config": {"quantization_config": {"quant_method": "bitsandbytes"}}}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	q := mustPlan(t, dir, quant.Options{Type: quant.Int8, Requantize: true})
+	for _, s := range q.Layout.Sidecars {
+		if n := strings.Count(string(s.Data), "quant_method"); s.Name == "config.json" && n != 1 {
+			t.Errorf("%d quantizations in %s", n, s.Data)
 		}
 	}
 }

@@ -79,10 +79,10 @@ func newScales(v *View, t *target) (*scales, error) {
 
 // scratch is the memory of one reader.
 type scratch struct {
-	x, back, gathered []float32
-	codes, raw        []byte
-	absmax            []float32
-	stats             []kernel.RowStats
+	x, back, gathered   []float32
+	codes, raw          []byte
+	absmax, ones, zeros []float32
+	stats               []kernel.RowStats
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -264,23 +264,25 @@ func difference(b *scratch, x []float32) (norm, off float64) {
 }
 
 // products returns, for each block, the sums of x·v and v² with v the values of the
-// codes: with them the error is known for any scale.
+// codes: with them the error is known for any scale. They are what a report of a
+// change v of a base of zeros, stored as x, calls kept and change.
 func (s *scales) products(b *scratch, x []float32) (cross, square []float32) {
-	ones := make([]float32, len(b.absmax))
-	for i := range ones {
-		ones[i] = 1
+	size, blocks := s.view.format.blockSize, len(b.absmax)
+	b.ones, b.zeros = grow(b.ones, blocks), grow(b.zeros, len(x)) // zeros are never written to
+	for i := range b.ones {
+		b.ones[i] = 1
 	}
-	kernel.DecodeFourBit(s.view.format.kind.fourBit(), b.back, b.codes, ones, s.view.format.blockSize)
-	cross, square = make([]float32, len(ones)), make([]float32, len(ones))
-	for i := range ones {
-		from := i * s.view.format.blockSize
-		to := min(from+s.view.format.blockSize, len(x))
-		var xv, vv float64
-		for j, v := range b.back[from:to] {
-			xv += float64(x[from+j]) * float64(v)
-			vv += float64(v) * float64(v)
-		}
-		cross[i], square[i] = float32(xv), float32(vv)
+	kernel.DecodeFourBit(s.view.format.kind.fourBit(), b.back, b.codes, b.ones, size)
+	b.stats = grow(b.stats, blocks)
+	full := len(x) / size
+	kernel.Stats(b.stats[:full], b.zeros[:full*size], b.back[:full*size], x[:full*size], full, size)
+	if full < blocks {
+		rest := len(x) - full*size
+		kernel.Stats(b.stats[full:], b.zeros[:rest], b.back[full*size:], x[full*size:], 1, rest)
+	}
+	cross, square = make([]float32, blocks), make([]float32, blocks)
+	for i, st := range b.stats {
+		cross[i], square[i] = float32(st.Kept), float32(st.Change)
 	}
 	return cross, square
 }
@@ -293,7 +295,7 @@ func (s *scales) noteNested() {
 	off := 0.0
 	for i, a := range scale {
 		a := float64(a)
-		off += a*a*float64(s.square[i]) - 2*a*float64(s.cross[i])
+		off += float64(a*a*float64(s.square[i])) - float64(2*a*float64(s.cross[i]))
 	}
 	s.noteFigures(off)
 }

@@ -229,8 +229,8 @@ func (v *View) Memory(jobs int) int64 {
 }
 
 // segmentBytes is what a reader holds for each element of a segment: the number, what
-// becomes of it, its code and its source.
-const segmentBytes = 4 + 4 + 1 + 4
+// becomes of it, its code, its source, and a zero.
+const segmentBytes = 4 + 4 + 1 + 4 + 4
 
 // bytesReader reads from bytes.
 type bytesReader []byte

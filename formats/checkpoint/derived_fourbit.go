@@ -28,7 +28,8 @@ const (
 // maxStateSize bounds the JSON; it has 7 short members.
 const maxStateSize = 64 << 10
 
-// fourBit returns the weight that a quant_state tensor is about.
+// fourBit returns the weight that a quant_state tensor is about. It has but one: the
+// state of another type asks for another map.
 func (m *Model) fourBit(s tensor.Spec) (*derived, error) {
 	name, kind, ok := strings.Cut(s.Name, stateSuffix)
 	if !ok {
@@ -39,8 +40,6 @@ func (m *Model) fourBit(s tensor.Spec) (*derived, error) {
 	switch {
 	case !ok:
 		return nil, inputErrorf(l.file.path, "tensor %q: there is no %q", s.Name, name)
-	case m.derived[name] != nil:
-		return nil, inputErrorf(l.file.path, "tensor %q has two quant_states", name)
 	case s.DType != tensor.U8 || s.Size() > maxStateSize:
 		return nil, inputErrorf(l.file.path, "tensor %q: %s of %d bytes is no quant_state", s.Name, s.DType.Safetensors(), s.Size())
 	}

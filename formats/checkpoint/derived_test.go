@@ -236,6 +236,12 @@ func fourBitRandom(n int) (codes []byte, absmax []float32) {
 
 func nestedModel(t *testing.T, rows, cols int) string {
 	t.Helper()
+	return writeModel(t, nestedParts(rows, cols, "h.c_fc.weight", 1))
+}
+
+// nestedParts are those of a matrix whose second map is not the usual one, but a
+// multiple of it.
+func nestedParts(rows, cols int, name string, times float32) []part {
 	codes, absmax := fourBitRandom(rows * cols)
 	nested := block.Nest(absmax)
 	values := kernel.NF4.Values()
@@ -243,14 +249,41 @@ func nestedModel(t *testing.T, rows, cols int) string {
 		Type: kernel.NF4, BlockSize: 64, DType: tensor.F16, Shape: tensor.Shape{int64(rows), int64(cols)},
 		Nested: true, NestedSize: block.NestedSize, Offset: nested.Offset,
 	}
-	return writeModel(t, []part{
-		u8("h.c_fc.weight", codes),
-		u8("h.c_fc.weight.absmax", nested.Codes),
-		f32("h.c_fc.weight.nested_absmax", nested.Absmax),
-		f32("h.c_fc.weight.nested_quant_map", nested.Map[:]),
-		f32("h.c_fc.weight.quant_map", values[:]),
-		u8(stateName, state.Encode()),
-	})
+	for i := range nested.Map {
+		nested.Map[i] *= times
+	}
+	return []part{
+		u8(name, codes),
+		u8(name+".absmax", nested.Codes),
+		f32(name+".nested_absmax", nested.Absmax),
+		f32(name+".nested_quant_map", nested.Map[:]),
+		f32(name+".quant_map", values[:]),
+		u8(name+".quant_state.bitsandbytes__nf4", state.Encode()),
+	}
+}
+
+// TestDerivedMaps gives each tensor its own map of the second quantization.
+func TestDerivedMaps(t *testing.T) {
+	m := mustOpen(t, writeModel(t, append(nestedParts(300, 403, "a.weight", 1), nestedParts(300, 403, "b.weight", 0.5)...)), hfrepo.Cache{})
+	codes, absmax := fourBitRandom(300 * 403)
+	nested := block.Nest(absmax)
+	f16, _ := block.For(tensor.F16)
+	for name, times := range map[string]float32{"a.weight": 1, "b.weight": 0.5} {
+		spec, _ := m.Lookup(name)
+		got := make([]float32, spec.NumElements())
+		f16.Decode32(got, readAll(t, m, name, spec.Size()))
+		for i, v := range got {
+			b := i / 64
+			scale := float32(nested.Map[nested.Codes[b]]*times*nested.Absmax[b/256]) + nested.Offset
+			want := []float32{kernel.NF4.Values()[codes[i/2]>>(4*(1-i%2))&15] * scale}
+			raw := make([]byte, 2)
+			f16.Encode32(raw, want)
+			f16.Decode32(want, raw)
+			if v != want[0] {
+				t.Fatalf("%s: value %d is %g, want %g", name, i, v, want[0])
+			}
+		}
+	}
 }
 
 func int8Model(t *testing.T, rows, cols int, change func([]part) []part) string {
@@ -343,23 +376,27 @@ func TestDerivedRefused(t *testing.T) {
 		change func([]part) []part
 		want   string
 	}{
-		"no absmax":            {drop("h.c_fc.weight.absmax"), `there is no "h.c_fc.weight.absmax"`},
-		"no map":               {drop("h.c_fc.weight.quant_map"), `there is no "h.c_fc.weight.quant_map"`},
-		"no codes":             {drop("h.c_fc.weight"), `there is no "h.c_fc.weight"`},
-		"no state":             {drop(stateName), "no quant_state"},
-		"two states":           {func(p []part) []part { return append(p, u8(strings.Replace(stateName, "nf4", "fp4", 1), p[3].data)) }, "fp4"},
-		"state of fp4":         {state(`{"quant_type": "fp4", "blocksize": 64, "dtype": "bfloat16", "shape": [10, 64]}`), "state of fp4"},
-		"state is no JSON":     {state(`{"quant_type": `), stateName},
-		"state is floats":      {set(stateName, f32(stateName, []float32{1})), "no quant_state"},
-		"state is long":        {set(stateName, u8(stateName, long)), "no quant_state"},
-		"other shape":          {state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [10, 62]}`), "asks for 310"},
-		"shape of nothing":     {state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [0, 64]}`), "empty"},
-		"enormous shape":       {state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [144115188075855872, 2]}`), "asks for"},
-		"shape overflows":      {state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4611686018427387904, 64]}`), "overflows"},
-		"other block size":     {state(`{"quant_type": "nf4", "blocksize": 128, "dtype": "bfloat16", "shape": [10, 64]}`), `"h.c_fc.weight.absmax"`},
-		"nested, but F32":      {state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [10, 64], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.5}`), "ask for U8"},
-		"absmax in 16 bits":    {func(p []part) []part { p[1].spec.DType, p[1].data = tensor.F16, p[1].data[:20]; return p }, "ask for F32"},
-		"map of fp4":           {set("h.c_fc.weight.quant_map", f32("h.c_fc.weight.quant_map", fp4[:])), "value 0"},
+		"no absmax":         {drop("h.c_fc.weight.absmax"), `there is no "h.c_fc.weight.absmax"`},
+		"no map":            {drop("h.c_fc.weight.quant_map"), `there is no "h.c_fc.weight.quant_map"`},
+		"no codes":          {drop("h.c_fc.weight"), `there is no "h.c_fc.weight"`},
+		"no state":          {drop(stateName), "no quant_state"},
+		"two states":        {func(p []part) []part { return append(p, u8(strings.Replace(stateName, "nf4", "fp4", 1), p[3].data)) }, "fp4"},
+		"state of fp4":      {state(`{"quant_type": "fp4", "blocksize": 64, "dtype": "bfloat16", "shape": [10, 64]}`), "state of fp4"},
+		"state is no JSON":  {state(`{"quant_type": `), stateName},
+		"state is floats":   {set(stateName, f32(stateName, []float32{1})), "no quant_state"},
+		"state is long":     {set(stateName, u8(stateName, long)), "no quant_state"},
+		"other shape":       {state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [10, 62]}`), "asks for 310"},
+		"shape of nothing":  {state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [0, 64]}`), "empty"},
+		"enormous shape":    {state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [144115188075855872, 2]}`), "asks for"},
+		"shape overflows":   {state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4611686018427387904, 64]}`), "overflows"},
+		"other block size":  {state(`{"quant_type": "nf4", "blocksize": 128, "dtype": "bfloat16", "shape": [10, 64]}`), `"h.c_fc.weight.absmax"`},
+		"nested, but F32":   {state(`{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [10, 64], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.5}`), "ask for U8"},
+		"absmax in 16 bits": {func(p []part) []part { p[1].spec.DType, p[1].data = tensor.F16, p[1].data[:20]; return p }, "ask for F32"},
+		"map of fp4":        {set("h.c_fc.weight.quant_map", f32("h.c_fc.weight.quant_map", fp4[:])), "value 0"},
+		"also an int8 matrix": {func(p []part) []part {
+			p[0].spec.DType = tensor.I8
+			return append(p, f32("h.c_fc.SCB", make([]float32, 320)))
+		}, "both a quant_state and"},
 		"foreign map":          {set("h.c_fc.weight.quant_map", f32("h.c_fc.weight.quant_map", other[:])), "value 3"},
 		"map of 15":            {set("h.c_fc.weight.quant_map", f32("h.c_fc.weight.quant_map", values[:15])), "ask for F32 of 16"},
 		"left over nested map": {func(p []part) []part { return append(p, f32("h.c_fc.weight.nested_absmax", []float32{1})) }, "no quant_state that asks"},
@@ -377,7 +414,8 @@ func TestDerivedRefused(t *testing.T) {
 		change func([]part) []part
 		want   string
 	}{
-		"too few rows": {set("h.c_fc.SCB", f32("h.c_fc.SCB", make([]float32, 9))), "ask for F32 of 10"},
+		"too few rows":  {set("h.c_fc.SCB", f32("h.c_fc.SCB", make([]float32, 9))), "ask for F32 of 10"},
+		"too many rows": {set("h.c_fc.SCB", f32("h.c_fc.SCB", make([]float32, 11))), "ask for F32 of 10"},
 		"tiled": {func(p []part) []part {
 			p[2].data = []byte{1}
 			return p

@@ -52,6 +52,14 @@ type (
 		Shape []int64 `json:"shape"`
 		Bytes int64   `json:"bytes"`
 		File  string  `json:"file"`
+		// Stored is set for what is computed from codes: their type and bytes.
+		Stored *storedJSON `json:"stored,omitempty"`
+	}
+	storedJSON struct {
+		Type   string `json:"type"`
+		Bytes  int64  `json:"bytes"`
+		Block  int    `json:"blocksize,omitempty"`
+		Double bool   `json:"double_quant,omitempty"`
 	}
 	adapterJSON struct {
 		Type    string `json:"peft_type"`
@@ -73,7 +81,11 @@ func (a *App) runInspect(path string) error {
 	}
 	for _, s := range m.Specs() {
 		file, _ := m.Origin(s.Name)
-		doc.Tensors = append(doc.Tensors, inspectTensor{s.Name, s.DType.String(), shapeOf(s.Shape), s.Size(), file})
+		t := inspectTensor{s.Name, s.DType.String(), shapeOf(s.Shape), s.Size(), file, nil}
+		if d, ok := m.Derived(s.Name); ok {
+			t.Stored = &storedJSON{d.Kind, d.Stored, d.BlockSize, d.Nested}
+		}
+		doc.Tensors = append(doc.Tensors, t)
 		doc.Bytes += s.Size()
 		doc.Params += s.NumElements()
 	}
@@ -113,7 +125,11 @@ func (a *App) printInspect(doc inspectJSON) {
 	}
 	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
 	for _, t := range doc.Tensors {
-		fmt.Fprintf(w, "%s\t%s\t%v\t%s\t%s\n", oneLine(t.Name), t.DType, tensor.Shape(t.Shape), formatSize(t.Bytes), oneLine(t.File))
+		stored := ""
+		if s := t.Stored; s != nil {
+			stored = fmt.Sprintf(" (%s, %s)", s.Type, formatSize(s.Bytes))
+		}
+		fmt.Fprintf(w, "%s\t%s%s\t%v\t%s\t%s\n", oneLine(t.Name), t.DType, stored, tensor.Shape(t.Shape), formatSize(t.Bytes), oneLine(t.File))
 	}
 	w.Flush() // a.out keeps what goes wrong
 }

@@ -79,7 +79,7 @@ func (f *quantizeFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.kind, "type", "", "`TYPE` of the weights: nf4, fp4 or int8")
 	fs.BoolVar(&f.doubleQuant, "double-quant", false, "store the scales of 4-bit blocks in 8 bits")
 	fs.IntVar(&f.blockSize, "blocksize", 0, "elements of a 4-bit block: `N` is 32, 64, ..., 4096 (default 64)")
-	fs.StringVar(&f.compute, "compute-dtype", "", "`TYPE` that 4-bit layers compute in: f32, f16 or bf16 (default: the model's)")
+	fs.StringVar(&f.compute, "compute-dtype", "", "`TYPE` that 4-bit layers compute in: f32, f16 or bf16 (default: the model's own)")
 	fs.StringVar(&f.storage, "quant-storage", "", "`TYPE` that 4-bit codes are stored as: uint8, or bf16, f16, f32 for FSDP (default uint8)")
 	fs.StringArrayVar(&f.skip, "skip", nil, "leave `MODULE` as it is; may be repeated")
 	fs.BoolVar(&f.requantize, "requantize", false, "quantize what is quantized already")
@@ -302,8 +302,8 @@ func (a *App) printQuantizeReport(q *quant.Quantization, r engine.Report, verbos
 		doc.Tensors = append(doc.Tensors, quantizedJSON{
 			t.Tensor, shapeOf(t.Shape), t.Bytes, number(t.AbsMax), number(t.Error), number(8 * float64(t.Bytes) / float64(n)),
 		})
-		norm += t.Norm * t.Norm
-		off += t.Error * t.Error * t.Norm * t.Norm
+		norm += float64(t.Norm * t.Norm)
+		off += float64(t.Error * t.Error * t.Norm * t.Norm)
 		bytes += float64(t.Bytes)
 		weights += float64(n)
 	}

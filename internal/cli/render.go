@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/loratool/loratool/engine"
+	"github.com/loratool/loratool/extract"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/merge"
@@ -341,7 +342,7 @@ func summarize(p *plan.Plan, r engine.Report) summaryJSON {
 	return s
 }
 
-func percent(share number) string { return fmt.Sprintf("%.2f%%", 100*share) }
+func percent(share number) string { return extract.Percent(float64(share)) }
 
 // ratio writes a/b, or a dash where it says nothing.
 func ratio(a, b number) string {

@@ -55,7 +55,9 @@ func EncodeInt8(dst []byte, src []float32) (absmax float32) {
 	inverse := 1 / absmax
 	scale := 127 * inverse
 	for i, x := range src {
-		dst[i] = byte(int8(math.RoundToEven(float64(x * scale))))
+		// A sum of this size has no room for a fraction: it is rounded to even, and
+		// its last byte is the integer.
+		dst[i] = byte(math.Float32bits(float32(x*scale) + 0x1.8p23))
 	}
 	return absmax
 }

@@ -263,13 +263,15 @@ func TestDynamicMap(t *testing.T) {
 	}
 }
 
-var nestedCounts = []int{1, 255, 256, 257, 700}
+// nestedCases are numbers of scales, and the ties: all middles of the map, each with
+// its negative, so that the mean is 0.
+var nestedCases = []string{"1", "255", "256", "257", "700", "ties"}
 
 // TestNestGolden compares a second quantization, and what it means, with the text of
 // the CUDA kernel and with what bitsandbytes reads.
 func TestNestGolden(t *testing.T) {
-	for _, n := range nestedCounts {
-		name := fmt.Sprintf("nested.%d", n)
+	for _, c := range nestedCases {
+		name := "nested." + c
 		got := block.Nest(bnbFloats(t, name+".x"))
 		if offset := bnbFloats(t, name+".offset")[0]; got.Offset != offset {
 			t.Errorf("%s: offset %v, want %v", name, got.Offset, offset)
@@ -282,8 +284,16 @@ func TestNestGolden(t *testing.T) {
 				t.Errorf("%s: absmax %d is %v, want %v", name, i, got.Absmax[i], want)
 			}
 		}
+		n := len(got.Codes)
 		values := make([]float32, n)
 		block.DecodeNested(values, got.Codes, 0, &got.Map, got.Absmax, got.Offset, block.NestedSize)
+		for first := range n {
+			part := make([]float32, min(3, n-first))
+			block.DecodeNested(part, got.Codes[first:first+len(part)], int64(first), &got.Map, got.Absmax[first/256:], got.Offset, block.NestedSize)
+			if i := bnbFloatDifference(part, values[first:]); i >= 0 {
+				t.Fatalf("%s: value %d, from %d on, is %g, want %g", name, first+i, first, part[i], values[first+i])
+			}
+		}
 		for i, want := range bnbFloats(t, name+".values") {
 			if values[i] != want {
 				t.Errorf("%s: value %d is %v, want %v", name, i, values[i], want)

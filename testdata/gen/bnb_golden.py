@@ -174,8 +174,13 @@ def make_vectors() -> dict[str, torch.Tensor]:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             state = F.QuantState(torch.from_numpy(absmax), torch.Size([32, 64]), torch.from_numpy(out[f"{kind}.map"]), 64, kind, dtype)
             out[f"{kind}.values.{str(dtype)[6:]}"] = F.dequantize_4bit(torch.from_numpy(codes)[:, None], state)
-    for count in (1, 255, 256, 257, 700):
-        absmax = np.abs(rng.standard_normal(count) * 0.02 + 0.05).astype(np.float32)
+    middles = ((table[:-1] + table[1:]) * np.float32(0.5)).astype(np.float32)
+    for count in (1, 255, 256, 257, 700, "ties"):
+        if count == "ties":
+            pairs = np.stack([middles, -middles], 1).reshape(-1)
+            absmax = np.concatenate([np.append(np.float32([1, -1]), pairs[i:i + 254]) for i in range(0, len(pairs), 254)])
+        else:
+            absmax = np.abs(rng.standard_normal(count) * 0.02 + 0.05).astype(np.float32)
         if count == 700:
             absmax[256:512] = absmax.mean()
         codes, scales, offset = cuda_nested(absmax, table)
