@@ -301,7 +301,7 @@ func (a *App) printTensorReport(tensors []reportJSON) {
 	fmt.Fprintln(w, "tensor\tdtype\tshape\tchange/base\trounding/change\tsurvived")
 	for _, t := range tensors {
 		fmt.Fprintf(w, "%s\t%s\t%v\t%s\t%s\t%s\n", oneLine(t.Tensor), t.DType, tensor.Shape(t.Shape),
-			ratio(t.DeltaNorm, t.BaseNorm), ratio(t.RoundingNorm, t.DeltaNorm), percent(t.Survival))
+			ratio(t.DeltaNorm, t.BaseNorm), ratio(t.RoundingNorm, t.DeltaNorm), survived(t.Survival))
 	}
 	w.Flush()
 }
@@ -312,7 +312,7 @@ func (a *App) printSummary(doc mergeJSON) {
 		a.note("%s%s", d.Message, tensorList(d.Tensors))
 	}
 	a.note("%d tensors (%s), %s; the change has norm %.4g and %s of it survived rounding",
-		doc.Summary.Tensors, countList(doc.Summary.Steps), formatSize(doc.Bytes), doc.Summary.DeltaNorm, percent(doc.Summary.Survival))
+		doc.Summary.Tensors, countList(doc.Summary.Steps), formatSize(doc.Bytes), doc.Summary.DeltaNorm, survived(doc.Summary.Survival))
 	if v := doc.Verified; v != nil {
 		a.note("verified: %d tensors are the input's bytes; %d computed again in float64: %s of their values are the nearest the type has, the rest within a float32 sum of it",
 			v.Copied, v.Computed, percent(number(v.Nearest)/number(max(v.Values, 1))))
@@ -343,6 +343,9 @@ func summarize(p *plan.Plan, r engine.Report) summaryJSON {
 }
 
 func percent(share number) string { return extract.Percent(float64(share)) }
+
+// survived writes how much of a change is left, which may be a little more than all.
+func survived(share number) string { return fmt.Sprintf("%.2f%%", 100*share) }
 
 // ratio writes a/b, or a dash where it says nothing.
 func ratio(a, b number) string {
