@@ -161,6 +161,9 @@ func (m *Merge) provenance(hashes map[string]string) *strictjson.Object {
 	if m.opts.MHAFormula {
 		options.Set("mha_formula", strictjson.NewBool(true))
 	}
+	if m.opts.TrainedOn != "" {
+		options.Set("train_base", strictjson.NewString(m.opts.TrainedOn))
+	}
 	root.Set("options", options.Value())
 	var inputs []strictjson.Value
 	for _, in := range m.Plan.Inputs {

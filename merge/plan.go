@@ -33,7 +33,12 @@ type Options struct {
 	MoEBLayout   string // "rank", "expert", or "" to decide by the adapter's marks
 	MHAFormula   bool   // apply an attention's out_proj once instead of as trained
 	NoProvenance bool
-	Version      string // of the tool, for provenance
+	// TrainBase has the tensors of the base with the values that training saw,
+	// which take the place of the base's own; nil where they are the same.
+	// TrainedOn names it, for provenance.
+	TrainBase checkpoint.Checkpoint
+	TrainedOn string
+	Version   string // of the tool, for provenance
 }
 
 // Source is an adapter to merge.
@@ -131,6 +136,10 @@ func Plan(base *checkpoint.Model, sources []Source, o Options) (*Merge, error) {
 	p.addInput("base", base, 1)
 	if err := p.openBase(); err != nil {
 		return nil, err
+	}
+	if o.TrainBase != nil {
+		p.inputs[0] = o.TrainBase
+		p.decide("train-base", fmt.Sprintf("the adapters are merged into the base as %s leaves it, which is what they were trained on", o.TrainedOn))
 	}
 	for i, s := range sources {
 		if err := p.addAdapter(i, s); err != nil {

@@ -71,6 +71,7 @@ func (a *App) completeMerge(cmd *cobra.Command) {
 		"init-adapter": folders,
 		"dtype":        fixed("f32\t32-bit", "bf16\tbfloat16", "f16\tIEEE half", "f64\t64-bit"),
 		"moe-b-layout": fixed("auto\tby the adapter's marks", "rank\tas PEFT packs it", "expert\tas Unsloth packs it"),
+		"train-base":   fixed("nf4\tQLoRA, 4-bit NormalFloat", "nf4-dq\tthe same with double quantization", "fp4\t4-bit float", "fp4-dq\tthe same with double quantization", "int8\tLLM.int8"),
 		"memory":       sizes,
 		"shard-size":   sizes,
 		"jobs":         fixed(),

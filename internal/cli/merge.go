@@ -32,6 +32,7 @@ type mergeFlags struct {
 	output       string
 	dtype        string
 	moeBLayout   string
+	trainBase    string
 	shardSize    size
 	mhaFormula   bool
 	noProvenance bool
@@ -107,6 +108,7 @@ Examples:
   loratool merge --base org/name --adapter ./style@0.7 --adapter ./bias@-0.3 -o ./merged
   loratool merge --base ./llama --adapter ./lora -o ./merged --dry-run
   loratool merge --base ./base.safetensors --adapter ./lora -o ./merged.safetensors --dtype bf16
+  loratool merge --base ./llama --adapter ./qlora -o ./merged --train-base nf4-dq
 
 BASE is a model folder, a .safetensors file, or a repository id in the local hub
 cache. ADAPTER is a PEFT adapter folder, PATH@WEIGHT with a weight other than 1.
@@ -142,6 +144,7 @@ func (f *mergeFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.dtype, "dtype", "", "`TYPE` of floating-point tensors: f32, f16, bf16 or f64 (default: as in the base)")
 	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
 	fs.StringVar(&f.moeBLayout, "moe-b-layout", "auto", "`ORDER` of lora_B for stacked experts: rank (PEFT), expert (Unsloth) or auto (by the adapter's marks)")
+	fs.StringVar(&f.trainBase, "train-base", "", "merge into the base as quantization to `TYPE` leaves it, as QLoRA trained it: nf4, nf4-dq, fp4, fp4-dq or int8 (default: into the base as it is)")
 	fs.BoolVar(&f.mhaFormula, "mha-formula", false, "apply the change of an attention's out_proj once; PEFT trains with it applied twice")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
 	fs.BoolVar(&f.verify, "verify", false, "compute everything again in float64 and compare before the output appears")
@@ -171,6 +174,9 @@ func (f *mergeFlags) options() (merge.Options, error) {
 		}
 		o.DType = d
 	}
+	if err := checkTrainBase(f.trainBase); err != nil {
+		return o, err
+	}
 	switch f.moeBLayout {
 	case "auto":
 	case "rank", "expert":
@@ -197,14 +203,24 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 		return err
 	}
 	defer inputs.close()
+	trip, err := simulateTraining(inputs.base, f.trainBase, &opts)
+	if err != nil {
+		return err
+	}
 	m, err := merge.Plan(inputs.base, inputs.sources, opts)
 	if err != nil {
 		return err
+	}
+	beside := int64(0) // what is held beside the engine's budget
+	if trip != nil {
+		beside = trip.Memory(engineOpts.Jobs)
+		engineOpts.Memory = max(engineOpts.Memory-beside, 1)
 	}
 	budget, err := engine.Budget(m.Plan, engineOpts)
 	if err != nil {
 		return err
 	}
+	budget.Peak += beside
 	refusal := a.refusal(m.Layout, inputs, f.run.force)
 	if f.run.dryRun {
 		return a.printPlan(m, budget, refusal)
@@ -216,6 +232,9 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 	if err != nil {
 		return err
 	}
+	if trip != nil {
+		report.trained = describeTraining(f.trainBase, trip, report.Report)
+	}
 	return a.printReport(m, report, f.run.verbose)
 }
 
@@ -223,6 +242,7 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 type mergeReport struct {
 	engine.Report
 	verified *verify.Result
+	trained  *trainBaseJSON
 }
 
 // write runs a planned merge and puts its output in place.
@@ -315,7 +335,7 @@ func (in *mergeInputs) identity(f *mergeFlags) string {
 	for i, s := range in.sources {
 		weights[i] = s.Weight
 	}
-	return identityOf("merge", []any{o, weights}, in.models)
+	return identityOf("merge", []any{o, weights, f.trainBase}, in.models)
 }
 
 // openInputs opens the base and the adapters; on an error nothing stays open.

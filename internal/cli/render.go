@@ -256,6 +256,7 @@ type (
 		Summary   summaryJSON       `json:"summary"`
 		Inputs    map[string]string `json:"sha256"`
 		Verified  *verifiedJSON     `json:"verified,omitempty"`
+		TrainBase *trainBaseJSON    `json:"train_base,omitempty"`
 	}
 	verifiedJSON struct {
 		Copied   int   `json:"copied_tensors"`
@@ -270,7 +271,7 @@ func (a *App) printReport(m *merge.Merge, r mergeReport, verbose bool) error {
 	doc := mergeJSON{
 		Schema: "loratool.merge/v1", Output: m.Layout.Path, Bytes: m.Layout.Size(),
 		Decisions: decisionsOf(m.Plan), Tensors: []reportJSON{}, Inputs: r.Hashes,
-		Summary: summarize(m.Plan, r.Report),
+		Summary: summarize(m.Plan, r.Report), TrainBase: r.trained,
 	}
 	for _, t := range r.Tensors {
 		doc.Tensors = append(doc.Tensors, reportJSON{
@@ -313,6 +314,9 @@ func (a *App) printSummary(doc mergeJSON) {
 	}
 	a.note("%d tensors (%s), %s; the change has norm %.4g and %s of it survived rounding",
 		doc.Summary.Tensors, countList(doc.Summary.Steps), formatSize(doc.Bytes), doc.Summary.DeltaNorm, survived(doc.Summary.Survival))
+	if t := doc.TrainBase; t != nil {
+		t.print(a)
+	}
 	if v := doc.Verified; v != nil {
 		a.note("verified: %d tensors are the input's bytes; %d computed again in float64: %s of their values are the nearest the type has, the rest within a float32 sum of it",
 			v.Copied, v.Computed, percent(number(v.Nearest)/number(max(v.Values, 1))))
