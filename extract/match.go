@@ -97,6 +97,9 @@ func (s *Survey) checkKinds() error {
 		if m.IsAdapter() {
 			return inputErrorf(m, "it is an adapter, not a model; 'loratool merge' makes a model of it")
 		}
+		if err := m.RefuseGGUF("an extraction from"); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -133,6 +133,9 @@ func Plan(base *checkpoint.Model, sources []Source, o Options) (*Merge, error) {
 	if base.IsAdapter() {
 		return nil, p.baseError("it is an adapter, not a model to merge into")
 	}
+	if err := base.RefuseGGUF("a merge into"); err != nil {
+		return nil, err
+	}
 	p.addInput("base", base, 1)
 	if err := p.openBase(); err != nil {
 		return nil, err

@@ -91,6 +91,9 @@ func Plan(base *checkpoint.Model, o Options) (*Quantization, error) {
 	if base.IsAdapter() {
 		return nil, p.errorf("it is an adapter, not a model to quantize")
 	}
+	if err := base.RefuseGGUF("a quantization for bitsandbytes from"); err != nil {
+		return nil, err
+	}
 	if err := p.checkOptions(); err != nil {
 		return nil, err
 	}

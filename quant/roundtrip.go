@@ -23,6 +23,9 @@ var _ checkpoint.Checkpoint = (*RoundTrip)(nil)
 // written.
 func NewRoundTrip(base *checkpoint.Model, o Options) (*RoundTrip, error) {
 	p := &planner{base: base, config: hfrepo.NewConfig(base.Config), options: o, plan: new(plan.Plan)}
+	if err := base.RefuseGGUF("a quantization for bitsandbytes from"); err != nil {
+		return nil, err
+	}
 	if err := p.checkOptions(); err != nil {
 		return nil, err
 	}

@@ -58,6 +58,7 @@ func TestScript(t *testing.T) {
 			"signal":  sendSignal,
 			"finish":  finish,
 			"weights": weights,
+			"gguf":    writeGGUF,
 			"halve":   halve,
 			"json":    jsonValue,
 			"scrub":   scrub,

@@ -18,8 +18,8 @@ import (
 
 // Derived says how a tensor is stored that is not what it looks like.
 type Derived struct {
-	Kind      string   // "nf4", "fp4" or "int8", all of bitsandbytes
-	BlockSize int      // of the 4-bit types
+	Kind      string   // "nf4", "fp4" or "int8", all of bitsandbytes; of GGUF the type, as "q4_K"
+	BlockSize int      // of the types in blocks
 	Nested    bool     // the scales are quantized too
 	Parts     []string // the stored tensors, the weight's own first
 	Stored    int64    // their bytes
@@ -71,6 +71,9 @@ func grow[E any](buf []E, n int) []E {
 func (m *Model) derive() error {
 	m.raw = m.specs
 	m.derived = make(map[string]*derived)
+	if m.gguf != nil {
+		return m.deriveBlocks()
+	}
 	part := make(map[string]bool)
 	for _, find := range []func(tensor.Spec) (*derived, error){m.fourBit, m.int8} {
 		for _, s := range m.raw {
@@ -243,7 +246,7 @@ func (m *Model) part(name, suffix string, d tensor.DType, elements int64) (locat
 
 // section returns the bytes of a stored tensor.
 func (l located) section() (io.ReaderAt, error) {
-	s, err := l.file.st.Section(l.Name)
+	s, err := l.file.section(l.Name)
 	if err != nil {
 		return nil, &InputError{l.file.path, err}
 	}

@@ -4,15 +4,15 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/hfrepo"
 )
 
-// TestHostileSharded gives every sharded case of the corpus its verdict.
-func TestHostileSharded(t *testing.T) {
+// TestHostile gives every sharded case of the corpus, and every GGUF file, its
+// verdict.
+func TestHostile(t *testing.T) {
 	root := filepath.Join("..", "..", "testdata", "hostile")
 	data, err := os.ReadFile(filepath.Join(root, "manifest.json"))
 	if err != nil {
@@ -26,14 +26,11 @@ func TestHostileSharded(t *testing.T) {
 	}
 	seen := 0
 	for _, c := range manifest.Cases {
-		if c.Format != "sharded" {
+		if c.Format != "sharded" && c.Format != "gguf" {
 			continue
 		}
 		seen++
 		t.Run(filepath.Base(c.File), func(t *testing.T) {
-			if c.Expected == "accept" && strings.Contains(c.File, "gguf") {
-				t.Skip("GGUF is not read yet")
-			}
 			m, err := checkpoint.Open(filepath.Join(root, c.File), hfrepo.Cache{})
 			if c.Expected == "accept" {
 				if err != nil {
@@ -49,7 +46,7 @@ func TestHostileSharded(t *testing.T) {
 			checkInputError(t, err, filepath.Base(c.File))
 		})
 	}
-	if seen != 12 {
-		t.Errorf("%d cases, the manifest counts 12", seen)
+	if seen != 12+41 {
+		t.Errorf("%d cases, the manifest counts 12 sharded and 41 GGUF", seen)
 	}
 }

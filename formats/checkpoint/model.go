@@ -22,6 +22,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/formats/tensor"
@@ -81,6 +82,7 @@ type Model struct {
 	files    []*file
 	specs    []tensor.Spec
 	byName   map[string]located
+	gguf     *gguf.Set // nil unless the files are GGUF
 
 	raw       []tensor.Spec       // as stored
 	derived   map[string]*derived // what is computed from several of them
@@ -91,7 +93,8 @@ type Model struct {
 type file struct {
 	name string
 	path string
-	st   *safetensors.File
+	st   *safetensors.File // either this
+	gguf *gguf.File        // or that
 	info fs.FileInfo
 }
 
@@ -101,7 +104,8 @@ type located struct {
 }
 
 // Open opens a model by path or, when no such path exists, by repository id
-// from the local hub cache.
+// from the local hub cache. Of a GGUF model that is split, any file will do; its
+// tensors in blocks are read as F32 ([Model.Derived], [Model.GGUF]).
 func Open(ref string, cache hfrepo.Cache) (*Model, error) {
 	return open(ref, cache, openFolder)
 }
@@ -109,13 +113,21 @@ func Open(ref string, cache hfrepo.Cache) (*Model, error) {
 // OpenAdapter opens a PEFT adapter folder: adapter_config.json and
 // adapter_model.safetensors.
 func OpenAdapter(ref string, cache hfrepo.Cache) (*Model, error) {
-	return open(ref, cache, openAdapterFolder)
+	m, err := open(ref, cache, openAdapterFolder)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.RefuseGGUF("an adapter in"); err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
 }
 
 func open(ref string, cache hfrepo.Cache, folder func(*Model) error) (*Model, error) {
 	m := &Model{Path: ref, Name: baseName(ref), byName: make(map[string]located)}
 	st, err := os.Stat(ref)
-	if errors.Is(err, fs.ErrNotExist) && hfrepo.IsRepoID(ref) && !strings.HasSuffix(ref, ".safetensors") {
+	if errors.Is(err, fs.ErrNotExist) && hfrepo.IsRepoID(ref) && !strings.HasSuffix(ref, ".safetensors") && !strings.HasSuffix(ref, ggufExt) {
 		dir, commit, err := cache.Snapshot(ref)
 		if _, ok := errors.AsType[*hfrepo.NotCachedError](err); ok {
 			return nil, err
@@ -135,10 +147,13 @@ func open(ref string, cache hfrepo.Cache, folder func(*Model) error) (*Model, er
 	} else {
 		m.IsFolder = st.IsDir()
 	}
-	if m.IsFolder {
+	switch {
+	case m.IsFolder:
 		m.noteSettings()
 		err = folder(m)
-	} else {
+	case isGGUF(m.Path):
+		err = m.openGGUF(m.Path)
+	default:
 		err = m.openFile(m.Path)
 	}
 	if err == nil {
@@ -200,8 +215,6 @@ func refuseOtherFormats(path string) error {
 	switch ext := strings.ToLower(filepath.Ext(path)); ext {
 	case ".bin", ".pt", ".pth", ".ckpt":
 		return inputErrorf(path, "PyTorch pickle files are not supported; save the model as safetensors")
-	case ".gguf":
-		return inputErrorf(path, "GGUF files are not supported yet")
 	}
 	return nil
 }
@@ -219,7 +232,7 @@ func asInputError(path string, err error) error {
 
 // openFolder opens a model folder. As in transformers, a complete
 // model.safetensors wins over an index; without either, the only safetensors
-// file of the folder is taken.
+// file of the folder is taken, and without any the only GGUF model.
 func openFolder(m *Model) error {
 	var err error
 	if m.Config, err = readConfig(filepath.Join(m.Path, configName), strictjson.ParsePythonObject); err != nil {
@@ -236,11 +249,14 @@ func openFolder(m *Model) error {
 		return &InputError{m.Path, err}
 	}
 	var weights, others []string
+	holdsGGUF := false
 	for _, e := range entries {
-		switch filepath.Ext(e.Name()) {
-		case ".safetensors":
+		switch ext := filepath.Ext(e.Name()); {
+		case ext == ".safetensors":
 			weights = append(weights, e.Name())
-		case ".bin", ".gguf", ".pt", ".pth":
+		case strings.EqualFold(ext, ggufExt):
+			holdsGGUF = true
+		case ext == ".bin", ext == ".pt", ext == ".pth":
 			others = append(others, e.Name())
 		}
 	}
@@ -251,6 +267,8 @@ func openFolder(m *Model) error {
 		return m.openFile(filepath.Join(m.Path, weights[0]))
 	case len(weights) > 1:
 		return inputErrorf(m.Path, "%d safetensors files but no %s that says what they are", len(weights), indexName)
+	case holdsGGUF:
+		return m.openGGUF(m.Path)
 	case len(others) > 0:
 		return refuseOtherFormats(filepath.Join(m.Path, others[0]))
 	}
@@ -359,7 +377,11 @@ func jsonError(path string, data []byte, err error) error {
 // collect makes the list of all tensors in the order of the data.
 func (m *Model) collect() error {
 	for _, f := range m.files {
-		for _, t := range f.st.Tensors() {
+		tensors, err := f.tensors()
+		if err != nil {
+			return err
+		}
+		for _, t := range tensors {
 			if other, ok := m.byName[t.Name]; ok {
 				return inputErrorf(f.path, "tensor %q is also in %s", t.Name, other.file.name)
 			}
@@ -431,7 +453,7 @@ func (m *Model) Open(name string) (io.ReaderAt, error) {
 	if !ok {
 		return nil, fmt.Errorf("%s has no tensor %q", m.Name, name)
 	}
-	return l.file.st.Section(name)
+	return l.file.section(name)
 }
 
 // Origin says which file holds a tensor and where its data begin.
@@ -441,9 +463,12 @@ func (m *Model) Origin(name string) (file string, offset int64) {
 }
 
 // Metadata returns the string map of the weights file; of a sharded model the
-// entries that all files agree on.
+// entries that all files agree on. GGUF has typed keys instead ([Model.GGUF]).
 func (m *Model) Metadata() map[string]string {
 	merged := make(map[string]string)
+	if m.gguf != nil {
+		return merged
+	}
 	for i, f := range m.files {
 		md := f.st.Metadata()
 		if i == 0 {
@@ -506,6 +531,9 @@ func (m *Model) Identity() string {
 // Close closes the files.
 func (m *Model) Close() error {
 	var errs []error
+	if m.gguf != nil {
+		errs = append(errs, m.gguf.Close())
+	}
 	for _, f := range m.files {
 		if f.st != nil {
 			errs = append(errs, f.st.Close())

@@ -216,6 +216,19 @@ func (v Value) Int() (int64, error) {
 	return 0, v.isNot("an integer")
 }
 
+// Uint returns the value of an integer of any type that is not negative. Unlike
+// [Value.Int] it gives every u64.
+func (v Value) Uint() (uint64, error) {
+	if v.typ == Uint64 {
+		return v.bits(), nil
+	}
+	n, err := v.Int()
+	if err == nil && n < 0 {
+		return 0, fmt.Errorf("%d is negative", n)
+	}
+	return uint64(n), err
+}
+
 // Float returns the value of a floating-point number.
 func (v Value) Float() (float64, error) {
 	switch v.typ {

@@ -28,6 +28,33 @@ func describeScalar(v gguf.Value) string {
 	return fmt.Sprint(n)
 }
 
+// TestUint guards the numbers that Int does not give, and those that Uint does not.
+func TestUint(t *testing.T) {
+	for _, c := range []struct {
+		v    gguf.Value
+		want string
+	}{
+		{gguf.ValueOf(uint64(math.MaxUint64)), "18446744073709551615"},
+		{gguf.ValueOf(uint64(1 << 63)), "9223372036854775808"},
+		{gguf.ValueOf(int64(math.MaxInt64)), "9223372036854775807"},
+		{gguf.ValueOf(uint8(200)), "200"},
+		{gguf.Value{}, "0"},
+		{gguf.ValueOf(int8(-1)), "-1 is negative"},
+		{gguf.ValueOf(float32(1)), "f32, not an integer"},
+		{gguf.ArrayOf([]uint64{1}), "array of 1 u64, not an integer"},
+	} {
+		got := ""
+		if n, err := c.v.Uint(); err != nil {
+			got = err.Error()
+		} else {
+			got = fmt.Sprint(n)
+		}
+		if got != c.want {
+			t.Errorf("%s: %s, want %s", c.v.Describe(), got, c.want)
+		}
+	}
+}
+
 func TestScalars(t *testing.T) {
 	tests := []struct {
 		v    gguf.Value

@@ -23,9 +23,11 @@ Examples:
   loratool inspect ./llama
   loratool inspect ./lora --json
   loratool inspect model-00001-of-00002.safetensors
+  loratool inspect model-Q4_K_M.gguf
 
-PATH is a .safetensors file, a model folder, a PEFT adapter folder, or a
-repository id in the local hub cache. Nothing but headers and JSON is read.
+PATH is a .safetensors or .gguf file, a model folder, a PEFT adapter folder, or
+a repository id in the local hub cache. Of a split GGUF model, any file stands
+for all. Nothing but headers and JSON is read.
 
 Exit status: 0 well-formed, 4 malformed, truncated or unsupported.`,
 		Args:              oneArg("path"),
@@ -41,6 +43,7 @@ type (
 		Format   string            `json:"format"`
 		Revision string            `json:"revision,omitempty"`
 		Adapter  *adapterJSON      `json:"adapter,omitempty"`
+		GGUF     *ggufJSON         `json:"gguf,omitempty"`
 		Tensors  []inspectTensor   `json:"tensors"`
 		Metadata map[string]string `json:"metadata"`
 		Bytes    int64             `json:"bytes"`
@@ -80,24 +83,38 @@ func (a *App) runInspect(path string) error {
 		Tensors: []inspectTensor{}, Metadata: m.Metadata(),
 	}
 	for _, s := range m.Specs() {
-		file, _ := m.Origin(s.Name)
-		t := inspectTensor{s.Name, s.DType.String(), shapeOf(s.Shape), s.Size(), file, nil}
-		if d, ok := m.Derived(s.Name); ok {
-			t.Stored = &storedJSON{d.Kind, d.Stored, d.BlockSize, d.Nested}
-		}
+		t := describeTensor(m, s)
 		doc.Tensors = append(doc.Tensors, t)
-		doc.Bytes += s.Size()
+		doc.Bytes += t.Bytes
 		doc.Params += s.NumElements()
 	}
 	if m.IsAdapter() {
 		doc.Adapter = describeAdapter(m)
 	}
+	if doc.GGUF = describeGGUF(m); doc.GGUF != nil {
+		doc.Format = "gguf"
+	}
 	if a.json {
 		a.printJSON(doc)
 		return nil
 	}
-	a.printInspect(doc)
+	a.printInspect(doc, m)
 	return nil
+}
+
+// describeTensor says what a tensor is: of what is read as another type than it is
+// stored as, also that, but for GGUF, where the type in the file is the tensor's own.
+func describeTensor(m *checkpoint.Model, s tensor.Spec) inspectTensor {
+	file, _ := m.Origin(s.Name)
+	t := inspectTensor{s.Name, s.DType.String(), shapeOf(s.Shape), s.Size(), file, nil}
+	d, derived := m.Derived(s.Name)
+	switch {
+	case derived && m.GGUF() != nil:
+		t.DType, t.Bytes = d.Kind, d.Stored
+	case derived:
+		t.Stored = &storedJSON{d.Kind, d.Stored, d.BlockSize, d.Nested}
+	}
+	return t
 }
 
 // describeAdapter reads the config of an adapter. What can't be merged can
@@ -111,7 +128,7 @@ func describeAdapter(m *checkpoint.Model) *adapterJSON {
 	return &adapterJSON{Type: ad.Config.Type, Rank: ad.Config.Rank, Modules: len(ad.Modules)}
 }
 
-func (a *App) printInspect(doc inspectJSON) {
+func (a *App) printInspect(doc inspectJSON, m *checkpoint.Model) {
 	fmt.Fprintf(a.out, "%s: %s, %d tensors, %d parameters, %s\n", oneLine(doc.Path), doc.Format, len(doc.Tensors), doc.Params, formatSize(doc.Bytes))
 	if ad := doc.Adapter; ad != nil {
 		if ad.Problem != "" {
@@ -119,6 +136,9 @@ func (a *App) printInspect(doc inspectJSON) {
 		} else {
 			fmt.Fprintf(a.out, "adapter: %s, rank %d, %d modules\n", oneLine(ad.Type), ad.Rank, ad.Modules)
 		}
+	}
+	if doc.GGUF != nil {
+		a.printGGUF(doc.GGUF, m.GGUF().Metadata())
 	}
 	for _, k := range slices.Sorted(maps.Keys(doc.Metadata)) {
 		fmt.Fprintf(a.out, "metadata %s: %s\n", shortened(oneLine(k)), shortened(oneLine(doc.Metadata[k])))
