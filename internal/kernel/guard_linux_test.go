@@ -190,6 +190,14 @@ func TestLevelRuns(t *testing.T) {
 		{func() { kernel.MatVec(good[:1], kernel.BF16, b[:512], good[:256], 1, 256, kernel.BF16) }, both("matVecInBF16AVX2")},
 		{func() { kernel.MatVec(good[:1], kernel.F16, b[:512], good[:256], 1, 256, kernel.F32) }, both("matVecF16AVX2")},
 		{func() { kernel.MatVec(good[:1], kernel.F16, b[:512], good[:256], 1, 256, kernel.F16) }, both("matVecInF16AVX2")},
+		{func() { fitAffine(make([]byte, 256), f[:256], false) }, both("fitAffineAVX2")},
+		{func() { fitAffine(make([]byte, 256), f[:256], true) }, both("fitAffineAbsoluteAVX2")},
+		{func() { fitAffine(b[:256], good[:256], false) }, both("pickAVX2")},
+		{func() { kernel.FitSymmetric(make([]byte, 256), good[:8], f[:256], good[:256], 32) }, both("fitSymmetricAVX2")},
+		{func() { kernel.FitIQ4(good[:8], f[:256], good[:256]) }, both("fitIQ4AVX2")},
+		{func() { kernel.Recode(b[:256], []float32{1, 1, 1, 1, 1, 1, 1, 1}, nil, good[:256], 0, 15) }, both("recodeAVX2")},
+		{func() { kernel.RecodeIQ4(b[:256], good[:256], 1) }, both("recodeIQ4AVX2")},
+		{func() { kernel.Importance(f[:256], good[:256], good[:256], 1) }, both("importanceAVX2")},
 		{distances(b, kernel.E5M2), map[string]string{"avx2": "distances8AVX2", "avx512": "distances8AVX512"}},
 		{distances(b, kernel.F16), map[string]string{"avx2": "distances16AVX2", "avx512": "distances16AVX512"}},
 		{distances(b, kernel.F32), map[string]string{"avx2": "distances32AVX2", "avx512": "distances32AVX512"}},
@@ -234,6 +242,12 @@ func merges(src []byte, d tensor.DType) func() {
 		u := kernel.LowRank{L: make([]float32, 1), R: make([]float32, 64), Rank: 1, Scale: 1}
 		new(kernel.Merger).Merge(make([]byte, len(src)), c, src, c, 1, 64, u, nil)
 	}
+}
+
+// fitAffine fits eight groups.
+func fitAffine(codes []byte, x []float32, absolute bool) {
+	search := kernel.AffineSearch{Most: 15, Spans: []float32{15}, Absolute: absolute}
+	kernel.FitAffine(codes, make([]float32, 8), make([]float32, 8), x, make([]float32, 256), &search)
 }
 
 // distances returns a comparison of codes.

@@ -49,6 +49,7 @@ const (
 	badPair = "kernel: a and b differ in length"
 	badType = "kernel: no such element type"
 
+	badGroups = "kernel: not groups of up to 32 numbers, or not one scale each"
 	badBlock  = "kernel: block size is not positive"
 	badCodes  = "kernel: codes and numbers differ in count"
 	badAbsmax = "kernel: length of absmax is not the number of blocks"

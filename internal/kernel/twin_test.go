@@ -29,7 +29,7 @@ type operation struct {
 }
 
 // operations are all functions that have a variant in assembly.
-var operations = []operation{
+var operations = slices.Concat(searches, []operation{
 	{"AddLowRank", func(m memory, rng *rand.Rand, n int) []uint64 {
 		rows, rank := 1+rng.IntN(10), rng.IntN(12)
 		x, l, r := values(m, rng, rows*n), values(m, rng, rows*rank), values(m, rng, rank*n)
@@ -108,7 +108,7 @@ var operations = []operation{
 	{"MaxAbs", func(m memory, rng *rand.Rand, n int) []uint64 {
 		return bits(nil, []float32{kernel.MaxAbs(values(m, rng, n))})
 	}},
-}
+})
 
 // fillCodes fills w with 16-bit codes, of which some are NaN and infinite in either
 // type.

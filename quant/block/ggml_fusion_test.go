@@ -10,12 +10,12 @@ import (
 
 // TestGGMLNoFusion guards that no product is fused with a sum on CPUs where Go does that,
 // which would change bytes there: it looks at the code that the compiler makes of this
-// package for arm64.
+// package, and of the searches of package kernel, for arm64.
 func TestGGMLNoFusion(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compiles for another CPU")
 	}
-	fused := regexp.MustCompile(`(ggml\w*\.go:\d+)\)\s+(FN?M(ADD|SUB)S?)\s`)
+	fused := regexp.MustCompile(`((?:ggml|search)\w*\.go:\d+)\)\s+(FN?M(ADD|SUB)S?)\s`)
 	listing := func(folder string) []byte {
 		cmd := exec.Command("go", "build", "-gcflags=-S", ".")
 		cmd.Dir, cmd.Env = folder, append(os.Environ(), "GOOS=linux", "GOARCH=arm64", "CGO_ENABLED=0")
@@ -25,8 +25,10 @@ func TestGGMLNoFusion(t *testing.T) {
 		}
 		return out
 	}
-	for _, match := range fused.FindAllSubmatch(listing("."), -1) {
-		t.Errorf("%s has %s", match[1], match[2])
+	for _, folder := range []string{".", "../../internal/kernel"} {
+		for _, match := range fused.FindAllSubmatch(listing(folder), -1) {
+			t.Errorf("%s has %s", match[1], match[2])
+		}
 	}
 	// What is looked for does occur where rounding is left out.
 	canary := t.TempDir()

@@ -18,26 +18,6 @@ func putTwoBits(dst []byte, codes *[superBlock]uint8) {
 	}
 }
 
-// recodeAffine chooses codes 0..n so that scale*code - offset is near x.
-func recodeAffine(codes []uint8, x []float32, scale, offset float32, n int32) {
-	if scale == 0 {
-		return
-	}
-	for i, v := range x {
-		codes[i] = uint8(clamp(nearest((v+offset)/scale), 0, n))
-	}
-}
-
-// recodeSymmetric chooses codes 0..2n-1 so that scale*(code-n) is near x.
-func recodeSymmetric(codes []uint8, x []float32, scale float32, n int32) {
-	if scale == 0 {
-		return
-	}
-	for i, v := range x {
-		codes[i] = uint8(clamp(nearest(v/scale), -n, n-1) + n)
-	}
-}
-
 // maxima returns the largest scale and the largest offset, 0 if none is positive.
 func maxima(scales, offsets []float32) (scale, offset float32) {
 	for i := range scales {

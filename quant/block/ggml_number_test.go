@@ -155,21 +155,6 @@ func TestNearestFP4(t *testing.T) {
 	}
 }
 
-// TestNearestIQ4 searches the whole table; of two equally near the larger wins.
-func TestNearestIQ4(t *testing.T) {
-	for x := float32(-140); x <= 140; x += 0.125 {
-		best := 0
-		for code, v := range iq4Values {
-			if magnitude(v-x) <= magnitude(iq4Values[best]-x) {
-				best = code
-			}
-		}
-		if got := nearestIQ4(x); int(got) != best {
-			t.Fatalf("nearestIQ4(%g) = %d, want %d", x, got, best)
-		}
-	}
-}
-
 func TestEvenSigns(t *testing.T) {
 	for word := range uint32(1 << 9) {
 		if got := evenSigns(word); uint32(got)&127 != word&127 || bits.OnesCount8(got)%2 != 0 {

@@ -1,6 +1,10 @@
 package block
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/loratool/loratool/internal/kernel"
+)
 
 // Types of 32 elements with one scale, or a scale and a minimum. Element j of the
 // first half of a block is in the low nibble of byte j, element j+16 in the high
@@ -104,13 +108,32 @@ func encodeSymmetric(row, weights []float32, n int32, put func(codes *[plainBloc
 		}
 		return
 	}
-	var importances [plainBlock]float32
 	sigma2 := sumSquares(row) / float32(len(row))
-	for ; len(row) > 0; row, weights = row[plainBlock:], weights[plainBlock:] {
-		x := row[:plainBlock]
-		importance(importances[:], x, weights, sigma2)
-		put(&codes, fitSymmetric(codes[:], x, importances[:], n))
+	var g plainGroups
+	for len(row) > 0 {
+		x := g.weigh(&row, &weights, sigma2)
+		kernel.FitSymmetric(g.codes[:len(x)], g.scales[:len(x)/plainBlock], x, g.weights[:len(x)], n)
+		for j := range len(x) / plainBlock {
+			put((*[plainBlock]uint8)(g.codes[plainBlock*j:]), g.scales[j])
+		}
 	}
+}
+
+// plainGroups is the state of up to eight blocks, as many as vectors take at once, while
+// they are encoded by weight.
+type plainGroups struct {
+	codes           [8 * plainBlock]uint8
+	weights         [8 * plainBlock]float32
+	scales, offsets [8]float32
+}
+
+// weigh takes the next blocks of a row and finds the weights of their elements.
+func (g *plainGroups) weigh(row, weights *[]float32, sigma2 float32) (x []float32) {
+	n := min(len(*row), len(g.weights))
+	x = (*row)[:n]
+	kernel.Importance(g.weights[:n], x, (*weights)[:n], sigma2)
+	*row, *weights = (*row)[n:], (*weights)[n:]
+	return x
 }
 
 func roundSymmetric(codes *[plainBlock]uint8, x *[plainBlock]float32, n int32) (d float32) {
@@ -131,7 +154,7 @@ func roundSymmetric(codes *[plainBlock]uint8, x *[plainBlock]float32, n int32) (
 
 // encodeQ4_1 maps the smallest element to 0 and the largest to 15.
 func encodeQ4_1(dst []byte, row, weights []float32) {
-	encodeAffine(row, weights, 15, func(codes *[plainBlock]uint8, d, m float32) {
+	encodeAffine(row, weights, &affine15, func(codes *[plainBlock]uint8, d, m float32) {
 		putHalf(dst, d)
 		putHalf(dst[2:], m)
 		putNibbles(dst[4:20], codes)
@@ -141,7 +164,7 @@ func encodeQ4_1(dst []byte, row, weights []float32) {
 
 // encodeQ5_1 maps the smallest element to 0 and the largest to 31.
 func encodeQ5_1(dst []byte, row, weights []float32) {
-	encodeAffine(row, weights, 31, func(codes *[plainBlock]uint8, d, m float32) {
+	encodeAffine(row, weights, &affine31, func(codes *[plainBlock]uint8, d, m float32) {
 		putHalf(dst, d)
 		putHalf(dst[2:], m)
 		putFifthBits(dst[4:8], codes)
@@ -150,28 +173,26 @@ func encodeQ5_1(dst []byte, row, weights []float32) {
 	})
 }
 
-// weightedAffine is the search of every type with a minimum when columns have
-// weights.
-var weightedAffine = affineSearch{from: -0.9, by: 0.05, count: 36}
-
-// encodeAffine finds the scale, the minimum and the codes 0..n of each block of a
+// encodeAffine finds the scale, the minimum and the codes of each block of a
 // row. Codes belong to the scale before it is rounded to binary16.
-func encodeAffine(row, weights []float32, n int32, put func(codes *[plainBlock]uint8, d, m float32)) {
+func encodeAffine(row, weights []float32, search *affineSearches, put func(codes *[plainBlock]uint8, d, m float32)) {
 	var codes [plainBlock]uint8
 	if weights == nil {
 		for ; len(row) > 0; row = row[plainBlock:] {
-			d, m := roundAffine(&codes, (*[plainBlock]float32)(row), n)
+			d, m := roundAffine(&codes, (*[plainBlock]float32)(row), search.weighted.Most)
 			put(&codes, d, m)
 		}
 		return
 	}
-	var importances [plainBlock]float32
 	sigma2 := sumSquares(row) / float32(len(row))
-	for ; len(row) > 0; row, weights = row[plainBlock:], weights[plainBlock:] {
-		x := row[:plainBlock]
-		importance(importances[:], x, weights, sigma2)
-		d, negativeMin := fitAffine(codes[:], x, importances[:], n, weightedAffine)
-		put(&codes, d, -negativeMin)
+	var g plainGroups
+	for len(row) > 0 {
+		x := g.weigh(&row, &weights, sigma2)
+		blocks := len(x) / plainBlock
+		kernel.FitAffine(g.codes[:len(x)], g.scales[:blocks], g.offsets[:blocks], x, g.weights[:len(x)], &search.weighted)
+		for j := range blocks {
+			put((*[plainBlock]uint8)(g.codes[plainBlock*j:]), g.scales[j], -g.offsets[j])
+		}
 	}
 }
 

@@ -1,5 +1,7 @@
 package block
 
+import "github.com/loratool/loratool/internal/kernel"
+
 // Q2_K: 16 groups of 16, x = d s q - m o with 4-bit s and o, 2-bit q.
 //
 //	16 bytes s | o<<4, 64 bytes q, d, m
@@ -32,8 +34,9 @@ func encodeQ2K(dst []byte, row, weights []float32) {
 		putHalf(dst[82:], m)
 		d, m = half(dst[80:]), half(dst[82:])
 		for j, s := range scales {
-			recodeAffine(g.codes[16*j:][:16], x[16*j:][:16], d*float32(s&15), float32(m*float32(s>>4)), 3)
+			g.scales[j], g.offsets[j] = d*float32(s&15), float32(m*float32(s>>4))
 		}
+		kernel.Recode(g.codes[:], g.scales[:], g.offsets[:], x, 0, 3)
 		putTwoBits(dst[16:80], &g.codes)
 		dst = dst[84:]
 	}
@@ -45,30 +48,29 @@ type groups16 struct {
 	scales         [16]float32
 	offsets        [16]float32 // negative minima
 	weights        [16]float32 // sum of the weights of each group
-	elementWeights [16]float32
+	elementWeights [superBlock]float32
 }
 
 // search2 finds scale, offset and codes 0..3 of each group. Elements count by their
 // magnitude if columns have no weights.
 func (g *groups16) search2(x, weights []float32) {
-	search := affineSearch{from: -0.5, by: 0.1, count: 15, absolute: true}
-	var sigma2 float32
-	if weights != nil {
-		search = weightedAffine
-		sigma2 = sumSquares(x) / superBlock
-	}
-	w := g.elementWeights[:]
-	for j := range g.scales {
-		group := x[16*j:][:16]
-		if weights == nil {
-			for i, v := range group {
-				w[i] = magnitude(v)
-			}
-		} else {
-			importance(w, group, weights[16*j:], sigma2)
-			g.weights[j] = sum(w)
+	search := &affine3.weighted
+	if weights == nil {
+		search = &affine3.plain
+		for i, v := range x {
+			g.elementWeights[i] = magnitude(v)
 		}
-		g.scales[j], g.offsets[j] = fitAffine(g.codes[16*j:][:16], group, w, 3, search)
+	} else {
+		g.weigh(x, weights, sumSquares(x)/superBlock)
+	}
+	kernel.FitAffine(g.codes[:], g.scales[:], g.offsets[:], x, g.elementWeights[:], search)
+}
+
+// weigh finds the weights of elements and groups.
+func (g *groups16) weigh(x, weights []float32, sigma2 float32) {
+	kernel.Importance(g.elementWeights[:], x, weights, sigma2)
+	for j := range g.weights {
+		g.weights[j] = sum(g.elementWeights[16*j:][:16])
 	}
 }
 

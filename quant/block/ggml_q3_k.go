@@ -1,5 +1,7 @@
 package block
 
+import "github.com/loratool/loratool/internal/kernel"
+
 // Q3_K: 16 groups of 16, x = d (s-32) (q-4) with 6-bit s and 3-bit q.
 //
 //	32 bytes third bits of q, 64 bytes low bits, 12 bytes s, d
@@ -51,8 +53,9 @@ func encodeQ3K(dst []byte, row, weights []float32) {
 		putHalf(dst[108:], d)
 		d = half(dst[108:])
 		for j, s := range scales {
-			recodeSymmetric(g.codes[16*j:][:16], x[16*j:][:16], d*float32(int32(s)-32), 4)
+			g.scales[j] = d * float32(int32(s)-32)
 		}
+		kernel.Recode(g.codes[:], g.scales[:], nil, x, -4, 3)
 		putThirdBits(dst[:32], &g.codes)
 		putTwoBits(dst[32:96], &g.codes)
 		dst = dst[110:]
@@ -78,15 +81,11 @@ func (g *groups16) round3(x []float32, scales *[16]uint8) (d float32) {
 
 // fit3 is round3 with weights, by the search that also fits the codes.
 func (g *groups16) fit3(x, weights []float32, scales *[16]uint8) (d float32) {
-	sigma2 := float32(2*sumSquares(x)) / superBlock
-	w := g.elementWeights[:]
-	for j := range g.scales {
-		group := x[16*j:][:16]
-		importance(w, group, weights[16*j:], sigma2)
-		g.weights[j] = sum(w)
-		g.scales[j] = fitSymmetric(g.codes[16*j:][:16], group, w, 4)
-	}
-	return fitSymmetric(scales[:], g.scales[:], g.weights[:], 32)
+	g.weigh(x, weights, float32(2*sumSquares(x))/superBlock)
+	kernel.FitSymmetric(g.codes[:], g.scales[:], x, g.elementWeights[:], 4)
+	var one [1]float32
+	kernel.FitSymmetric(scales[:], one[:], g.scales[:], g.weights[:], 32)
+	return one[0]
 }
 
 // putThirdBits stores bit 2 of 256 codes.

@@ -1,5 +1,7 @@
 package block
 
+import "github.com/loratool/loratool/internal/kernel"
+
 // Q4_K and Q5_K: 8 groups of 32, x = d s q - m o with 6-bit s and o, 4- or 5-bit q.
 //
 //	Q4_K  d, m, 12 bytes s and o, 128 bytes q
@@ -57,7 +59,7 @@ func putPairs6(dst []byte, scales, offsets *[8]uint8) {
 }
 
 func encodeQ4K(dst []byte, row, weights []float32) {
-	g := groups32{n: 15, search: affineSearch{from: -1, by: 0.1, count: 20}}
+	g := groups32{search: &affine15}
 	for at := 0; at < len(row); at += superBlock {
 		g.encode(dst[:16], row[at:][:superBlock], weightsOf(weights, at, superBlock))
 		g.putNibbles(dst[16:144])
@@ -66,7 +68,7 @@ func encodeQ4K(dst []byte, row, weights []float32) {
 }
 
 func encodeQ5K(dst []byte, row, weights []float32) {
-	g := groups32{n: 31, search: affineSearch{from: -0.5, by: 0.1, count: 15}}
+	g := groups32{search: &affine31}
 	for at := 0; at < len(row); at += superBlock {
 		g.encode(dst[:16], row[at:][:superBlock], weightsOf(weights, at, superBlock))
 		g.putFifthBits(dst[16:48])
@@ -75,17 +77,15 @@ func encodeQ5K(dst []byte, row, weights []float32) {
 	}
 }
 
-// groups32 is the state of a block in groups of 32 while it is encoded. n is the
-// largest code, search that of rows without weights.
+// groups32 is the state of a block in groups of 32 while it is encoded.
 type groups32 struct {
-	n      int32
-	search affineSearch
+	search *affineSearches
 
 	codes          [superBlock]uint8
 	scales         [8]float32
 	offsets        [8]float32 // negative minima
 	weights        [8]float32 // sum of the weights of each group
-	elementWeights [32]float32
+	elementWeights [superBlock]float32
 }
 
 // encode finds the codes, and stores d, m, and the scales and offsets of the groups.
@@ -105,30 +105,29 @@ func (g *groups32) encode(dst []byte, x, weights []float32) {
 	d, m = half(dst), half(dst[2:])
 	for j := range g.scales {
 		s, o := pair6(dst[4:16], j)
-		recodeAffine(g.codes[32*j:][:32], x[32*j:][:32], d*float32(s), float32(m*float32(o)), g.n)
+		g.scales[j], g.offsets[j] = d*float32(s), float32(m*float32(o))
 	}
+	kernel.Recode(g.codes[:], g.scales[:], g.offsets[:], x, 0, g.search.plain.Most)
 }
 
 // searchPlain weighs elements by their magnitude and the root mean square of the group.
 func (g *groups32) searchPlain(x []float32) {
 	for j := range g.scales {
-		group := x[32*j:][:32]
+		group, w := x[32*j:][:32], g.elementWeights[32*j:][:32]
 		rms := sqrt32(sumSquares(group) / 32)
 		for i, v := range group {
-			g.elementWeights[i] = rms + magnitude(v)
+			w[i] = rms + magnitude(v)
 		}
-		g.scales[j], g.offsets[j] = fitAffine(g.codes[32*j:][:32], group, g.elementWeights[:], g.n, g.search)
 	}
+	kernel.FitAffine(g.codes[:], g.scales[:], g.offsets[:], x, g.elementWeights[:], &g.search.plain)
 }
 
 func (g *groups32) searchWeighted(x, weights []float32) {
-	sigma2 := float32(2*sumSquares(x)) / superBlock
-	for j := range g.scales {
-		group := x[32*j:][:32]
-		importance(g.elementWeights[:], group, weights[32*j:], sigma2)
-		g.weights[j] = sum(g.elementWeights[:])
-		g.scales[j], g.offsets[j] = fitAffine(g.codes[32*j:][:32], group, g.elementWeights[:], g.n, weightedAffine)
+	kernel.Importance(g.elementWeights[:], x, weights, float32(2*sumSquares(x))/superBlock)
+	for j := range g.weights {
+		g.weights[j] = sum(g.elementWeights[32*j:][:32])
 	}
+	kernel.FitAffine(g.codes[:], g.scales[:], g.offsets[:], x, g.elementWeights[:], &g.search.weighted)
 }
 
 // round gives scales and offsets as integers that map the largest to 63.
@@ -154,7 +153,7 @@ func (g *groups32) round(scales, offsets *[8]uint8) (d, m float32) {
 func (g *groups32) fit(scales, offsets *[8]uint8) (d, m float32) {
 	d = fitPositive(scales[:], g.scales[:], g.weights[:], 63)
 	m = fitPositive(offsets[:], g.offsets[:], g.weights[:], 63)
-	if g.n == 31 {
+	if g.search == &affine31 {
 		for j := range scales {
 			scales[j], offsets[j] = min(scales[j], 63), min(offsets[j], 63)
 		}

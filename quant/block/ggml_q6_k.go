@@ -3,6 +3,8 @@ package block
 import (
 	"encoding/binary"
 	"math"
+
+	"github.com/loratool/loratool/internal/kernel"
 )
 
 // Q6_K: 16 groups of 16, x = d s (q-32) with signed 8-bit s and 6-bit q.
@@ -40,18 +42,15 @@ func encodeQ6K(dst []byte, row, weights []float32) {
 	var g groups16
 	for at := 0; at < len(row); at += superBlock {
 		x := row[at:][:superBlock]
-		for j := range g.scales {
-			group := x[16*j:][:16]
-			w := g.elementWeights[:]
-			if weights == nil {
-				for i, v := range group {
-					w[i] = v * v
-				}
-			} else {
-				w = weights[at+16*j:][:16]
+		w := g.elementWeights[:]
+		if weights == nil {
+			for i, v := range x {
+				w[i] = v * v
 			}
-			g.scales[j] = fitSymmetric(g.codes[16*j:][:16], group, w, 32)
+		} else {
+			w = weights[at:][:superBlock]
 		}
+		kernel.FitSymmetric(g.codes[:], g.scales[:], x, w, 32)
 		g.put6(dst[:210], x)
 		dst = dst[210:]
 	}
@@ -69,8 +68,9 @@ func (g *groups16) put6(dst []byte, x []float32) {
 	for j, s := range g.scales {
 		code := int8(min(nearest(float32(inverseScale*s)), 127))
 		scales[j] = byte(code)
-		recodeSymmetric(g.codes[16*j:][:16], x[16*j:][:16], d*float32(code), 32)
+		g.scales[j] = d * float32(code)
 	}
+	kernel.Recode(g.codes[:], g.scales[:], nil, x, -32, 31)
 	for part := range 2 {
 		low, high, c := dst[64*part:][:64], dst[128+32*part:][:32], g.codes[128*part:][:128]
 		for j := range low {

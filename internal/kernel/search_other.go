@@ -1,0 +1,21 @@
+//go:build !amd64 || noasm
+
+package kernel
+
+// What vectors would take over; the portable code does all.
+
+func fitAffineEights([]uint8, []float32, []float32, []float32, []float32, int, *AffineSearch) int {
+	return 0
+}
+
+func fitSymmetricEights([]uint8, []float32, []float32, []float32, int, int32, *[20]float32) int {
+	return 0
+}
+
+func importanceBlocks([]float32, []float32, []float32, float32) int { return 0 }
+
+func recodeBlocks([]uint8, []float32, float32, float32, int32, int32) int { return 0 }
+
+func fitIQ4Eights([]float32, []float32, []float32, int) int { return 0 }
+
+func recodeIQ4Blocks([]uint8, []float32, float32) int { return 0 }
