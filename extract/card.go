@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"sort"
 	"strings"
-	"unicode"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/internal/strictjson"
+	"github.com/loratool/loratool/plan"
 )
 
 // cardHead is the front matter of a model card, in the hub's words.
@@ -35,7 +35,7 @@ type inherited struct {
 func (x *Extraction) card(hashes map[string]string) []byte {
 	head := cardHead{LibraryName: "peft", Tags: []string{"lora", "loratool"}}
 	for _, m := range x.models {
-		if front, ok := frontMatter(m.Card()); ok {
+		if front, ok := hfrepo.FrontMatter(m.Card()); ok {
 			var from inherited
 			// A card that is not as expected has nothing to hand down.
 			if err := yaml.Unmarshal(front, &from); err == nil && from != (inherited{}) {
@@ -73,9 +73,9 @@ func (x *Extraction) cardBody(b *bytes.Buffer, hashes map[string]string) {
 		done = "Resized"
 	}
 	if !x.opts.NoProvenance {
-		title = escapeCell(x.Plan.Inputs[0].Name)
+		title = hfrepo.EscapeCell(x.Plan.Inputs[0].Name)
 		if len(x.Plan.Inputs) > 1 {
-			title = fmt.Sprintf("%s as an adapter of %s", escapeCell(x.Plan.Inputs[1].Name), title)
+			title = fmt.Sprintf("%s as an adapter of %s", hfrepo.EscapeCell(x.Plan.Inputs[1].Name), title)
 		}
 	}
 	fmt.Fprintf(b, "# %s\n\n%s with [loratool](https://github.com/loratool/loratool) %s: ", title, done, x.opts.Version)
@@ -84,7 +84,7 @@ func (x *Extraction) cardBody(b *bytes.Buffer, hashes map[string]string) {
 		b.WriteString("\n| input | file | SHA-256 |\n| --- | --- | --- |\n")
 		for _, in := range x.Plan.Inputs {
 			for _, f := range in.Files {
-				fmt.Fprintf(b, "| %s %s | %s | `%s` |\n", in.Role, escapeCell(in.Name), escapeCell(f.Name), hashOf(hashes, f.Path))
+				fmt.Fprintf(b, "| %s %s | %s | `%s` |\n", in.Role, hfrepo.EscapeCell(in.Name), hfrepo.EscapeCell(f.Name), plan.HashOf(hashes, f.Path))
 			}
 		}
 	}
@@ -94,7 +94,7 @@ func (x *Extraction) cardBody(b *bytes.Buffer, hashes map[string]string) {
 	}
 	b.WriteString("\nDecisions:\n\n")
 	for _, d := range x.Plan.Decisions {
-		fmt.Fprintf(b, "- %s (tensors: %d)\n", escapeCell(d.Message), len(d.Tensors))
+		fmt.Fprintf(b, "- %s (tensors: %d)\n", hfrepo.EscapeCell(d.Message), len(d.Tensors))
 	}
 }
 
@@ -139,7 +139,7 @@ func (x *Extraction) cardModules(b *bytes.Buffer) {
 			kept = 1 - l.lost/l.delta
 		}
 		fmt.Fprintf(b, "| %s | %s | %d | %s | %s | %.3g |\n",
-			escapeCell(strings.TrimSuffix(key, " "+l.form)), l.form, l.modules, rank, Percent(kept), l.worst)
+			hfrepo.EscapeCell(strings.TrimSuffix(key, " "+l.form)), l.form, l.modules, rank, Percent(kept), l.worst)
 	}
 }
 
@@ -147,40 +147,6 @@ func (x *Extraction) cardModules(b *bytes.Buffer) {
 func leafOf(name string) string {
 	parts := strings.Split(name, ".")
 	return strings.Join(parts[max(len(parts)-2, 0):], ".")
-}
-
-// escapeCell keeps a name from an input from becoming markup, from ending its line
-// and from reordering the text around it.
-func escapeCell(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsControl(r) || unicode.Is(unicode.Zl, r) || unicode.Is(unicode.Zp, r):
-			return ' '
-		case unicode.Is(unicode.Bidi_Control, r) || strings.ContainsRune("|<>`[]*\\", r):
-			return '_'
-		}
-		return r
-	}, s)
-}
-
-// frontMatter returns the YAML block at the beginning of a card.
-func frontMatter(card string) ([]byte, bool) {
-	rest, ok := strings.CutPrefix(strings.ReplaceAll(card, "\r\n", "\n"), "---\n")
-	if !ok {
-		return nil, false
-	}
-	front, _, ok := strings.Cut(rest, "\n---")
-	return []byte(front), ok
-}
-
-// placeholder stands for a hash that is not known yet, at the same length.
-var placeholder = strings.Repeat("0", 64)
-
-func hashOf(hashes map[string]string, path string) string {
-	if h, ok := hashes[path]; ok {
-		return h
-	}
-	return placeholder
 }
 
 // Metadata is what goes into the header of the weights file: what was extracted
@@ -205,7 +171,7 @@ func (x *Extraction) Metadata(hashes map[string]string) map[string]string {
 		}
 		files := strictjson.NewObject()
 		for _, f := range in.Files {
-			files.Set(f.Name, strictjson.NewString(hashOf(hashes, f.Path)))
+			files.Set(f.Name, strictjson.NewString(plan.HashOf(hashes, f.Path)))
 		}
 		o.Set("sha256", files.Value())
 		inputs = append(inputs, o.Value())

@@ -4,11 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"strings"
-	"unicode"
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/plan"
 )
 
 // cardHead is the front matter of a model card, in the hub's words.
@@ -33,7 +34,7 @@ type inherited struct {
 // holds no time and no path, so that the same merge gives the same card.
 func (m *Merge) card(hashes map[string]string) []byte {
 	head := cardHead{Tags: []string{"merge", "loratool"}}
-	if front, ok := frontMatter(m.base.Card()); ok {
+	if front, ok := hfrepo.FrontMatter(m.base.Card()); ok {
 		var base inherited
 		// A card that is not as expected has nothing to hand down.
 		if err := yaml.Unmarshal(front, &base); err == nil {
@@ -76,7 +77,7 @@ func (m *Merge) cardBody(b *bytes.Buffer, hashes map[string]string) {
 	}
 	b.WriteString("\nDecisions:\n\n")
 	for _, d := range m.Plan.Decisions {
-		fmt.Fprintf(b, "- %s\n", escapeCell(d.Message))
+		fmt.Fprintf(b, "- %s\n", hfrepo.EscapeCell(d.Message))
 	}
 }
 
@@ -88,7 +89,7 @@ func (m *Merge) cardInputs(b *bytes.Buffer, hashes map[string]string) {
 			weight = fmt.Sprint(in.Weight)
 		}
 		for _, f := range in.Files {
-			fmt.Fprintf(b, "| %s %s | %s | %s | `%s` |\n", in.Role, escapeCell(in.Name), weight, escapeCell(f.Name), hashOf(hashes, f.Path))
+			fmt.Fprintf(b, "| %s %s | %s | %s | `%s` |\n", in.Role, hfrepo.EscapeCell(in.Name), weight, hfrepo.EscapeCell(f.Name), plan.HashOf(hashes, f.Path))
 		}
 	}
 }
@@ -101,32 +102,8 @@ func (m *Merge) name() string {
 	var names []string
 	for _, in := range m.Plan.Inputs {
 		if in.Role != "init-adapter" {
-			names = append(names, escapeCell(in.Name))
+			names = append(names, hfrepo.EscapeCell(in.Name))
 		}
 	}
 	return strings.Join(names, " + ")
-}
-
-// escapeCell keeps a name from an input from becoming markup, from ending its
-// line and from reordering the text around it.
-func escapeCell(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsControl(r) || unicode.Is(unicode.Zl, r) || unicode.Is(unicode.Zp, r):
-			return ' '
-		case unicode.Is(unicode.Bidi_Control, r) || strings.ContainsRune("|<>`[]*\\", r):
-			return '_'
-		}
-		return r
-	}, s)
-}
-
-// frontMatter returns the YAML block at the beginning of a card.
-func frontMatter(card string) ([]byte, bool) {
-	rest, ok := strings.CutPrefix(strings.ReplaceAll(card, "\r\n", "\n"), "---\n")
-	if !ok {
-		return nil, false
-	}
-	front, _, ok := strings.Cut(rest, "\n---")
-	return []byte(front), ok
 }

@@ -121,9 +121,6 @@ func (p *planner) newTokenizer() (map[string]checkpoint.InputFile, error) {
 	return found, nil
 }
 
-// placeholder stands for a hash that is not known yet, at the same length.
-var placeholder = strings.Repeat("0", 64)
-
 // maxPrevious bounds the provenance that is carried over from an input.
 const maxPrevious = 64 << 10
 
@@ -191,17 +188,10 @@ func provenanceOf(in plan.Input, hashes map[string]string) *strictjson.Object {
 	}
 	files := strictjson.NewObject()
 	for _, f := range in.Files {
-		files.Set(f.Name, strictjson.NewString(hashOf(hashes, f.Path)))
+		files.Set(f.Name, strictjson.NewString(plan.HashOf(hashes, f.Path)))
 	}
 	o.Set("sha256", files.Value())
 	return o
-}
-
-func hashOf(hashes map[string]string, path string) string {
-	if h, ok := hashes[path]; ok {
-		return h
-	}
-	return placeholder
 }
 
 // SetHashes completes the card and the metadata with the hashes of the inputs.

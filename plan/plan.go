@@ -8,6 +8,8 @@
 package plan
 
 import (
+	"strings"
+
 	"github.com/loratool/loratool/formats/tensor"
 )
 
@@ -178,6 +180,18 @@ type File struct {
 	Name string
 	Path string
 	Size int64
+}
+
+// unknownHash stands for a SHA-256 that is not known yet, at the same length: what
+// an output says of its inputs is laid out before they have been read.
+var unknownHash = strings.Repeat("0", 64)
+
+// HashOf returns the hash of an input file, by its path, or what stands for it.
+func HashOf(hashes map[string]string, path string) string {
+	if h, ok := hashes[path]; ok {
+		return h
+	}
+	return unknownHash
 }
 
 // Plan is everything a run will do.

@@ -122,9 +122,6 @@ const provenanceKey = "loratool"
 // maxPrevious bounds the provenance that is carried over from the input.
 const maxPrevious = 64 << 10
 
-// placeholder stands for a hash that is not known yet, at the same length.
-var placeholder = strings.Repeat("0", 64)
-
 // Metadata is what goes into the header of every weight file: the base's own metadata,
 // and what was done with which bytes. Hashes are by path; nil leaves placeholders of
 // the same length.
@@ -177,11 +174,7 @@ func provenanceOf(in plan.Input, hashes map[string]string) *strictjson.Object {
 	}
 	files := strictjson.NewObject()
 	for _, f := range in.Files {
-		hash, ok := hashes[f.Path]
-		if !ok {
-			hash = placeholder
-		}
-		files.Set(f.Name, strictjson.NewString(hash))
+		files.Set(f.Name, strictjson.NewString(plan.HashOf(hashes, f.Path)))
 	}
 	o.Set("sha256", files.Value())
 	return o
