@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"fmt"
 	"io"
 	"math"
 	"slices"
@@ -109,6 +110,27 @@ func (m *Model) derive() error {
 // RawSpecs returns the tensors as they are stored, in the order of their data. They
 // differ from [Model.Specs] where a quantizer has split a tensor.
 func (m *Model) RawSpecs() []tensor.Spec { return m.raw }
+
+// Stored returns the model with its tensors as they are stored ([Model.RawSpecs]): what
+// is to be copied as it is comes from there. It belongs to the model.
+func (m *Model) Stored() Checkpoint { return stored{m} }
+
+type stored struct{ *Model }
+
+func (s stored) Specs() []tensor.Spec { return s.raw }
+
+func (s stored) Lookup(name string) (tensor.Spec, bool) {
+	l, ok := s.byName[name]
+	return l.Spec, ok
+}
+
+func (s stored) Open(name string) (io.ReaderAt, error) {
+	l, ok := s.byName[name]
+	if !ok {
+		return nil, fmt.Errorf("%s has no tensor %q", s.Name, name)
+	}
+	return l.section()
+}
 
 // Derived says how a tensor is stored if it is not stored as it looks.
 func (m *Model) Derived(name string) (Derived, bool) {

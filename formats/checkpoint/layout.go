@@ -24,7 +24,26 @@ type Layout struct {
 // File is one weight file.
 type File struct {
 	Name   string
-	layout *safetensors.Layout
+	layout container
+}
+
+// container is the layout of a file of some format.
+type container interface {
+	Tensors() []safetensors.Tensor                      // as they are stored, in the order of the data
+	Size() int64                                        // in bytes; what is in no tensor and no header is zeros
+	headerWith(final map[string]string) ([]byte, error) // the beginning of the file
+}
+
+var (
+	_ container = safetensorsLayout{}
+	_ container = (*ggufLayout)(nil)
+)
+
+// safetensorsLayout is the layout of a safetensors file.
+type safetensorsLayout struct{ *safetensors.Layout }
+
+func (l safetensorsLayout) headerWith(metadata map[string]string) ([]byte, error) {
+	return l.HeaderWith(withFormat(metadata))
 }
 
 // Tensors returns the tensors in the order of the data.
@@ -82,7 +101,7 @@ func NewLayout(path string, specs []tensor.Spec, sidecars []Sidecar, o Options) 
 		if err != nil {
 			return nil, fmt.Errorf("laying out %s: %w", name, err)
 		}
-		l.Files = append(l.Files, File{Name: name, layout: st})
+		l.Files = append(l.Files, File{Name: name, layout: safetensorsLayout{st}})
 	}
 	if len(shards) > 1 {
 		l.Sidecars = append(l.Sidecars, Sidecar{Name: indexName, Data: l.index()})

@@ -215,7 +215,8 @@ func (s *Sink) closeBack() {
 
 // Commit writes headers and side files, and puts the whole in its place. The
 // metadata of the layout may have got other values of the same length
-// meanwhile. It fails, and leaves nothing, if any planned byte is missing.
+// meanwhile; of a GGUF layout only those that have are given, which must be
+// strings. It fails, and leaves nothing, if any planned byte is missing.
 func (s *Sink) Commit(metadata map[string]string) error {
 	s.closeBack()
 	if err := s.finish(metadata); err != nil {
@@ -235,7 +236,7 @@ func (s *Sink) finish(metadata map[string]string) error {
 				return fmt.Errorf("tensor %q is incomplete", spec.Name)
 			}
 		}
-		header, err := lf.layout.HeaderWith(withFormat(metadata))
+		header, err := lf.layout.headerWith(metadata)
 		if err != nil {
 			return fmt.Errorf("writing the header of %s: %w", lf.Name, err)
 		}

@@ -95,12 +95,7 @@ func Split(m *Metadata, specs []Spec, so SplitOptions, lo LayoutOptions) ([]*Lay
 	}
 	layouts := make([]*Layout, len(shards))
 	for i, shard := range shards {
-		keys := &Metadata{}
-		if i == 0 {
-			keys = m.Clone()
-		} else if v, ok := m.Get(KeyAlignment); ok && alignment != DefaultAlignment {
-			keys.Set(KeyAlignment, v)
-		}
+		keys := shardKeys(m, i)
 		keys.Set(KeySplitNo, ValueOf(uint16(i)))
 		keys.Set(KeySplitTensors, ValueOf(int32(len(specs))))
 		keys.Set(KeySplitCount, ValueOf(uint16(len(shards)))) // last: the reference corrects it when all is cut
@@ -109,6 +104,57 @@ func Split(m *Metadata, specs []Spec, so SplitOptions, lo LayoutOptions) ([]*Lay
 		}
 	}
 	return layouts, nil
+}
+
+// Distribute lays out a model in files of which each has a given number of the
+// tensors, as the reference's quantizer does when it keeps the files of a model.
+// As with [Split] the first has all keys and each the three of the split, here in
+// the quantizer's order; a single file has none of the three.
+func Distribute(m *Metadata, specs []Spec, counts []int, lo LayoutOptions) ([]*Layout, error) {
+	total := 0
+	for i, n := range counts {
+		if n < 0 || n > len(specs)-total {
+			return nil, fmt.Errorf("file %d of %d is to have %d tensors, %d are left", i+1, len(counts), n, len(specs)-total)
+		}
+		total += n
+	}
+	switch {
+	case total < len(specs):
+		return nil, fmt.Errorf("%d tensors are in none of the %d files", len(specs)-total, len(counts))
+	case len(counts) == 0 || len(counts) > maxShards:
+		return nil, fmt.Errorf("%d files; a split model has 1 to %d", len(counts), maxShards)
+	}
+	if err := checkTwice(specs); err != nil {
+		return nil, err
+	}
+	layouts := make([]*Layout, len(counts))
+	for i, n := range counts {
+		keys := shardKeys(m, i)
+		if len(counts) > 1 {
+			keys.Set(KeySplitNo, ValueOf(uint16(i)))
+			keys.Set(KeySplitCount, ValueOf(uint16(len(counts))))
+			keys.Set(KeySplitTensors, ValueOf(int32(total)))
+		}
+		var err error
+		if layouts[i], err = NewLayout(keys, specs[:n], lo); err != nil {
+			return nil, err
+		}
+		specs = specs[n:]
+	}
+	return layouts, nil
+}
+
+// shardKeys returns the keys of one file, but for those of the split: all in the
+// first, in the others an alignment that is not the default.
+func shardKeys(m *Metadata, no int) *Metadata {
+	if no == 0 {
+		return m.Clone()
+	}
+	keys := &Metadata{}
+	if n, err := m.alignment(); err == nil && n != DefaultAlignment {
+		keys.Set(KeyAlignment, ValueOf(uint32(n)))
+	}
+	return keys
 }
 
 // cut divides the tensors among files.

@@ -84,6 +84,11 @@ func (a *App) describe(p *plan.Plan, l *checkpoint.Layout, b engine.Allotment, r
 		for _, t := range f.Tensors() {
 			o.Tensors = append(o.Tensors, tensorJSON{t.Name, t.DType.String(), shapeOf(t.Shape)})
 		}
+		if g := f.GGUF(); g != nil {
+			for i, t := range g.Tensors() { // in the same order
+				o.Tensors[i] = tensorJSON{t.Name, t.Type.String(), shapeOf(t.Shape)}
+			}
+		}
 		doc.Outputs = append(doc.Outputs, o)
 	}
 	for _, s := range l.Sidecars {
