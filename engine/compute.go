@@ -16,6 +16,7 @@ import (
 // block of it decoded. It grows to the largest and is never given back.
 type buffers struct {
 	in, out []byte
+	stats   []kernel.RowStats // of a view
 	f32     work[float32]
 	f64     work[float64]
 	merger  kernel.Merger
@@ -282,57 +283,60 @@ func (c *computation[T]) decoded(b *buffers, raw []byte, from, to int64, f func(
 // band computes and writes rows [from, to).
 func (c *computation[T]) band(b *buffers, from, to int64) error {
 	s := c.step
-	if err := c.read(b, from, to); err != nil {
-		return err
-	}
 	rowBytes := s.Read.Cols * s.Write.DType.Bits() / 8
 	b.out = grow(b.out, int((to-from)*rowBytes))
-	compute := c.staged
-	if c.fused != nil {
-		compute = c.merged
-	}
-	if err := compute(b, b.in, b.out, from, to); err != nil {
+	row := from - s.Read.From
+	if err := c.rows(b, b.out, from, to, c.stats[row:row+to-from]); err != nil {
 		return err
 	}
-	row := s.Write.Row + from - s.Read.From
-	if err := c.r.out.WriteAt(s.Write.Output, s.Write.Tensor, b.out, row*rowBytes); err != nil {
+	if err := c.r.out.WriteAt(s.Write.Output, s.Write.Tensor, b.out, (s.Write.Row+row)*rowBytes); err != nil {
 		return err
 	}
 	c.r.advance(s, int64(len(b.in)), int64(len(b.out)))
 	return nil
 }
 
+// rows computes rows [from, to), with the figures of each.
+func (c *computation[T]) rows(b *buffers, out []byte, from, to int64, stats []kernel.RowStats) error {
+	if err := c.read(b, from, to); err != nil {
+		return err
+	}
+	if c.fused != nil {
+		return c.merged(b, b.in, out, from, to, stats)
+	}
+	return c.staged(b, b.in, out, from, to, stats)
+}
+
 // staged makes rows [from, to) by decoding, one stage after another, encoding.
-func (c *computation[T]) staged(b *buffers, in, out []byte, from, to int64) error {
+func (c *computation[T]) staged(b *buffers, in, out []byte, from, to int64, stats []kernel.RowStats) error {
 	rowBytes := c.step.Read.Cols * c.step.Write.DType.Bits() / 8
 	return c.decoded(b, in, from, to, func(x plan.Band[T]) error {
-		first := (x.Row - from) * rowBytes
-		return c.compute(of[T](b), x, out[first:first+int64(x.Rows)*rowBytes])
+		first, last := x.Row-from, x.Row-from+int64(x.Rows)
+		return c.compute(of[T](b), x, out[first*rowBytes:last*rowBytes], stats[first:last])
 	})
 }
 
 // merged makes rows [from, to) by the kernel that does all at once. Rows without
 // a change are not added zeros to, which would make +0 of -0.
-func (c *computation[T]) merged(b *buffers, in, out []byte, from, to int64) error {
+func (c *computation[T]) merged(b *buffers, in, out []byte, from, to int64, stats []kernel.RowStats) error {
 	cols := c.step.Read.Cols
 	inRow, outRow := cols*c.step.Read.Spec.DType.Bits()/8, cols*c.step.Write.DType.Bits()/8
 	for from < to {
 		p, n, ok := c.fused.Product(from, int(min(to-from, fusedRows)))
 		src, dst := in[:int64(n)*inRow], out[:int64(n)*outRow]
 		if ok {
-			row := from - c.step.Read.From
 			u := kernel.LowRank{L: p.L, R: p.R, Rank: p.Rank, Scale: p.Scale}
-			b.merger.Merge(dst, c.round, src, c.decode, n, int(cols), u, c.stats[row:row+int64(n)])
-		} else if err := c.staged(b, src, dst, from, from+int64(n)); err != nil {
+			b.merger.Merge(dst, c.round, src, c.decode, n, int(cols), u, stats[:n])
+		} else if err := c.staged(b, src, dst, from, from+int64(n), stats[:n]); err != nil {
 			return err
 		}
-		from, in, out = from+int64(n), in[len(src):], out[len(dst):]
+		from, in, out, stats = from+int64(n), in[len(src):], out[len(dst):], stats[n:]
 	}
 	return nil
 }
 
 // compute puts a block through the stages, rounds it to out and judges it.
-func (c *computation[T]) compute(w *work[T], x plan.Band[T], out []byte) error {
+func (c *computation[T]) compute(w *work[T], x plan.Band[T], out []byte, stats []kernel.RowStats) error {
 	s := c.step
 	w.before = grow(w.before, len(x.X))
 	for i, f := range c.funcs {
@@ -349,8 +353,7 @@ func (c *computation[T]) compute(w *work[T], x plan.Band[T], out []byte) error {
 	block.Encode(c.round, out, x.X)
 	w.stored = grow(w.stored, len(x.X))
 	block.Decode(c.round, w.stored, out)
-	row := x.Row - s.Read.From
-	kernel.Stats(c.stats[row:row+int64(x.Rows)], w.before, x.X, w.stored, x.Rows, x.Cols)
+	kernel.Stats(stats, w.before, x.X, w.stored, x.Rows, x.Cols)
 	return nil
 }
 

@@ -40,19 +40,12 @@ const rowStatBytes = int64(unsafe.Sizeof(kernel.RowStats{}))
 // reduce sums the figures of the rows in order, so that the sum does not
 // depend on the bands, and refuses values that are newly not finite.
 func reduce(s *plan.Step, rows []kernel.RowStats) (TensorReport, error) {
-	var sum kernel.RowStats
-	bad := NonFiniteError{Tensor: s.Write.Tensor, DType: s.Write.DType.String()}
-	for i, row := range rows {
-		sum.Add(row)
-		if n := row.NonFiniteStored - row.NonFiniteBase; n > 0 {
-			if bad.Count == 0 {
-				bad.Row = s.Write.Row + int64(i)
-			}
-			bad.Count += n
-		}
+	if err := checkFinite(s, 0, rows); err != nil {
+		return TensorReport{}, err
 	}
-	if bad.Count > 0 {
-		return TensorReport{}, &bad
+	var sum kernel.RowStats
+	for _, row := range rows {
+		sum.Add(row)
 	}
 	t := TensorReport{
 		Tensor: s.Write.Tensor, Shape: s.Read.Spec.Shape, DType: s.Write.DType.String(),
@@ -63,4 +56,22 @@ func reduce(s *plan.Step, rows []kernel.RowStats) (TensorReport, error) {
 		t.Survival = sum.Kept / sum.Change
 	}
 	return t, nil
+}
+
+// checkFinite refuses rows, the first of them at an offset in the step, with values
+// that are newly not finite.
+func checkFinite(s *plan.Step, first int64, rows []kernel.RowStats) error {
+	bad := NonFiniteError{Tensor: s.Write.Tensor, DType: s.Write.DType.String()}
+	for i, row := range rows {
+		if n := row.NonFiniteStored - row.NonFiniteBase; n > 0 {
+			if bad.Count == 0 {
+				bad.Row = s.Write.Row + first + int64(i)
+			}
+			bad.Count += n
+		}
+	}
+	if bad.Count > 0 {
+		return &bad
+	}
+	return nil
 }
