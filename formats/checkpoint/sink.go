@@ -218,11 +218,34 @@ func (s *Sink) closeBack() {
 // meanwhile; of a GGUF layout only those that have are given, which must be
 // strings. It fails, and leaves nothing, if any planned byte is missing.
 func (s *Sink) Commit(metadata map[string]string) error {
-	s.closeBack()
-	if err := s.finish(metadata); err != nil {
-		return joinAbort(err, s.out)
+	return CommitAll(Finished{s, metadata})
+}
+
+// Finished is a sink that everything was written to, with its final metadata.
+type Finished struct {
+	Sink     *Sink
+	Metadata map[string]string
+}
+
+// CommitAll is [Sink.Commit] for outputs that belong together: all of them appear, in
+// this order, or none. See [fsatomic.CommitAll].
+func CommitAll(all ...Finished) error {
+	outputs := make([]*fsatomic.Output, len(all))
+	for i, f := range all {
+		outputs[i] = f.Sink.out
 	}
-	return s.out.Commit()
+	for _, f := range all {
+		f.Sink.closeBack()
+		err := f.Sink.finish(f.Metadata)
+		if err == nil {
+			continue
+		}
+		for _, out := range outputs {
+			err = joinAbort(err, out)
+		}
+		return err
+	}
+	return fsatomic.CommitAll(outputs...)
 }
 
 func (s *Sink) finish(metadata map[string]string) error {

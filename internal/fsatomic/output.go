@@ -177,17 +177,47 @@ func isPlainName(name string) bool {
 //
 // Should the disk refuse even to move the old target back, nothing is removed
 // and the error says where the old one is. A failed sync is never repeated.
-func (o *Output) Commit() error {
-	if o.done && o.failure == nil {
-		return fmt.Errorf("committing output %q: %w", o.at.target, fs.ErrClosed)
+func (o *Output) Commit() error { return CommitAll(o) }
+
+// CommitAll makes several outputs appear, in their order, or none of them: when one
+// fails those before it are moved back. What [Output.Commit] says of one output holds
+// for each. Only a crash between two moves leaves the earlier outputs alone, so that
+// one that is of use by itself comes last.
+func CommitAll(outputs ...*Output) error {
+	for _, o := range outputs {
+		if o.done && o.failure == nil {
+			return fmt.Errorf("committing output %q: %w", o.at.target, fs.ErrClosed)
+		}
 	}
-	if o.failure != nil {
-		return o.giveUp(o.failure)
+	olds := make([]string, len(outputs))
+	for i, o := range outputs {
+		err := o.failure
+		if err == nil {
+			olds[i], err = o.commit()
+		}
+		if err == nil {
+			continue
+		}
+		err = o.giveUp(err)
+		for j := i - 1; j >= 0; j-- {
+			err = outputs[j].giveUp(outputs[j].retreat(olds[j], err))
+		}
+		for _, later := range outputs[i+1:] {
+			err = later.giveUp(err)
+		}
+		return err
 	}
-	old, err := o.commit()
-	if err != nil {
-		return o.giveUp(err)
+	var err error
+	for i, o := range outputs {
+		if left := o.clean(olds[i]); left != nil && err == nil {
+			err = left
+		}
 	}
+	return err
+}
+
+// clean removes what a commit leaves behind.
+func (o *Output) clean(old string) error {
 	o.done = true
 	// A journal that stays is named by the next run.
 	o.journal.close()
