@@ -9,10 +9,11 @@
 //	Q_t = q(W - L_t-1),   L_t = the best L of the rank for ||(W - Q_t - L)·D^1/2||
 //
 // D weighs the input channels; it is 1 unless second moments of the activations
-// are given. What q does is up to a [Quantizer]; [FourBit], [GGML], [Normal] and
-// [Uniform] are some. [Shifted] gives the numbers that the kept Q was made from,
-// which are what a writer has to encode: Q itself, quantized again, is not always
-// Q. [Fit] judges pairs that others made.
+// are given. What q does is up to a [Quantizer]: [FourBit], [Int8], [GGML], [Normal],
+// [Uniform], or what another one gives when it is [Stored] as plain numbers.
+// [Shifted] gives the numbers that the kept Q was made from, which are what a writer
+// has to encode: Q itself, quantized again, is not always Q. [Fit] judges pairs that
+// others made.
 //
 // Y. Li et al., "LoftQ: LoRA-fine-tuning-aware quantization for large language
 // models", 2023 (arXiv 2310.08659). Unlike the implementation in PEFT

@@ -18,7 +18,9 @@ type Quantizer interface {
 var (
 	_ Quantizer = FourBit{}
 	_ Quantizer = GGML{}
+	_ Quantizer = Int8{}
 	_ Quantizer = Normal{}
+	_ Quantizer = Stored{}
 	_ Quantizer = Uniform{}
 )
 
@@ -73,12 +75,14 @@ func checkFinite(what string, x []float32, rows, cols, threads int) error {
 	return nil
 }
 
-// FourBit is NF4 or FP4 of bitsandbytes with scales in float32, in blocks of
-// consecutive numbers that may reach over the ends of rows. See
-// kernel.EncodeFourBit.
+// FourBit is NF4 or FP4 of bitsandbytes, in blocks of consecutive numbers that may
+// reach over the ends of rows. See kernel.EncodeFourBit.
 type FourBit struct {
 	Type      kernel.FourBit
 	BlockSize int
+	// Double quantizes the scales too (block.Nest), which depends on the whole weight;
+	// without it they are float32.
+	Double bool
 }
 
 // RoundTrip implements [Quantizer].
@@ -88,19 +92,41 @@ func (f FourBit) RoundTrip(dst, src []float32, rows, cols, threads int) error {
 	if f.BlockSize < 2 || f.BlockSize%2 != 0 {
 		return &OptionError{"block size", fmt.Sprintf("%d is not a positive even number", f.BlockSize)}
 	}
-	// Chunks are whole blocks, and so whole bytes.
+	scales := make([]float32, (len(src)+f.BlockSize-1)/f.BlockSize)
+	codes := make([]byte, (len(src)+1)/2)
+	encode := func(from, to int) {
+		kernel.EncodeFourBit(f.Type, codes[from/2:(to+1)/2], f.scalesOf(scales, from, to), src[from:to], f.BlockSize)
+	}
+	decode := func(from, to int) {
+		kernel.DecodeFourBit(f.Type, dst[from:to], codes[from/2:(to+1)/2], f.scalesOf(scales, from, to), f.BlockSize)
+	}
+	if !f.Double {
+		f.chunks(threads, len(src), func(from, to int) {
+			encode(from, to)
+			decode(from, to)
+		})
+		return nil
+	}
+	f.chunks(threads, len(src), encode)
+	nested := block.Nest(scales)
+	block.DecodeNested(scales, nested.Codes, 0, &nested.Map, nested.Absmax, nested.Offset, block.NestedSize)
+	f.chunks(threads, len(src), decode)
+	return nil
+}
+
+// scalesOf are those of whole blocks from an element on.
+func (f FourBit) scalesOf(scales []float32, from, to int) []float32 {
+	return scales[from/f.BlockSize : (to+f.BlockSize-1)/f.BlockSize]
+}
+
+// chunks calls do for ranges of whole blocks, and so of whole bytes.
+func (f FourBit) chunks(threads, n int, do func(from, to int)) {
 	chunk := max(1, chunkSize/f.BlockSize) * f.BlockSize
-	parallel(threads, len(src), chunk, func(from, to int) {
-		codes := make([]byte, chunk/2)
-		scales := make([]float32, chunk/f.BlockSize)
-		for i := from; i < to; i += chunk {
-			n := min(chunk, to-i)
-			codes, scales := codes[:(n+1)/2], scales[:(n+f.BlockSize-1)/f.BlockSize]
-			kernel.EncodeFourBit(f.Type, codes, scales, src[i:i+n], f.BlockSize)
-			kernel.DecodeFourBit(f.Type, dst[i:i+n], codes, scales, f.BlockSize)
+	parallel(threads, n, chunk, func(from, to int) {
+		for ; from < to; from += chunk {
+			do(from, min(from+chunk, to))
 		}
 	})
-	return nil
 }
 
 // chunkSize is the number of elements that are quantized at a time: small enough

@@ -1,11 +1,13 @@
 package loftq_test
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"runtime"
 	"testing"
 
+	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/quant/block"
 	"github.com/loratool/loratool/quant/loftq"
@@ -28,6 +30,14 @@ func TestRoundTrips(t *testing.T) {
 			"nf3/64":  {loftq.Normal{Bits: 3}, blocksOf(64, func(x []float32) { nearest(x, levels[3]) })},
 			"nf2/10":  {loftq.Normal{Bits: 2, BlockSize: 10}, blocksOf(10, func(x []float32) { nearest(x, levels[2]) })},
 			"uniform": {loftq.Uniform{Bits: 3}, func(x []float32) { uniform(x, 3) }},
+			"int8":    {loftq.Int8{}, blocksOf(cols, int8Row)},
+			"bf16":    {loftq.Stored{DType: tensor.BF16}, toBF16},
+			"nf3 in bf16": {loftq.Stored{Quantizer: loftq.Normal{Bits: 3}, DType: tensor.BF16}, func(x []float32) {
+				blocksOf(64, func(x []float32) { nearest(x, levels[3]) })(x)
+				toBF16(x)
+			}},
+			"nf4, double": {loftq.FourBit{Type: kernel.NF4, BlockSize: 2, Double: true}, func(x []float32) { doubled(x, kernel.NF4, 2) }},
+			"fp4, double": {loftq.FourBit{Type: kernel.FP4, BlockSize: 32, Double: true}, func(x []float32) { doubled(x, kernel.FP4, 32) }},
 		}
 		for _, size := range []int{2, 32, 64, 4096} {
 			for kind, name := range map[kernel.FourBit]string{kernel.NF4: "nf4", kernel.FP4: "fp4"} {
@@ -64,6 +74,73 @@ func TestRoundTrips(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// int8Row rounds a row to halves and then to 127ths of its largest magnitude.
+func int8Row(x []float32) {
+	f16, _ := block.For(tensor.F16)
+	raw := make([]byte, 2*len(x))
+	f16.Encode32(raw, x)
+	f16.Decode32(x, raw)
+	scale := maxAbs(x)
+	if scale == 0 {
+		return
+	}
+	factor := float32(127 * float32(1/scale))
+	for i, v := range x {
+		code := int(math.RoundToEven(float64(float32(v * factor)))) // an integer has no -0
+		x[i] = float32(float32(code)*scale) * block.Int8Unit
+	}
+}
+
+// toBF16 rounds to nearest, to even on a tie, by the bits.
+func toBF16(x []float32) {
+	for i, v := range x {
+		bits := math.Float32bits(v)
+		bits += 0x7fff + bits>>16&1
+		x[i] = math.Float32frombits(bits &^ 0xffff)
+	}
+}
+
+// doubled quantizes blocks, with scales that are quantized too: the codes are those of
+// the exact scales, the values those of the stored ones.
+func doubled(x []float32, kind kernel.FourBit, size int) {
+	values := kind.Values()
+	var scales []float32
+	units := make([]float32, len(x))
+	for from := 0; from < len(x); from += size {
+		to := min(from+size, len(x))
+		codes, scale := make([]byte, (to-from+1)/2), make([]float32, 1)
+		kernel.EncodeFourBit(kind, codes, scale, x[from:to], size)
+		scales = append(scales, scale[0])
+		for i := from; i < to; i++ {
+			code := codes[(i-from)/2] >> 4
+			if (i-from)%2 == 1 {
+				code = codes[(i-from)/2] & 15
+			}
+			units[i] = values[code]
+		}
+	}
+	nested := block.Nest(scales)
+	for i := range x {
+		b := i / size
+		scale := float32(nested.Map[nested.Codes[b]]*nested.Absmax[b/256]) + nested.Offset
+		x[i] = units[i] * scale
+	}
+}
+
+// TestInt8Range names a number that F16 has no place for.
+func TestInt8Range(t *testing.T) {
+	w := []float32{1, 2, 3, 4, 5, 70000}
+	err := loftq.Int8{}.RoundTrip(make([]float32, 6), w, 2, 3, 1)
+	var value *loftq.ValueError
+	if !errors.As(err, &value) || value.Row != 1 || value.Col != 2 {
+		t.Errorf("error %v", err)
+	}
+	var option *loftq.OptionError
+	if err := (loftq.Stored{DType: tensor.I8}).RoundTrip(make([]float32, 6), w, 2, 3, 1); !errors.As(err, &option) {
+		t.Errorf("numbers stored as integers: %v", err)
 	}
 }
 
