@@ -51,6 +51,7 @@ const (
 
 	badGroups = "kernel: not groups of up to 32 numbers, or not one scale each"
 	badBlock  = "kernel: block size is not positive"
+	badTuple  = "kernel: not tuples of 4 or 8 numbers, or not a weight for each"
 	badCodes  = "kernel: codes and numbers differ in count"
 	badAbsmax = "kernel: length of absmax is not the number of blocks"
 )

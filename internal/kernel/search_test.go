@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/loratool/loratool/internal/kernel"
 )
@@ -65,6 +66,27 @@ var searches = []operation{
 		x, codes := values(m, rng, n), m.bytes(n)
 		kernel.RecodeIQ4(codes, x, []float32{1, -40, 1e30, 0}[rng.IntN(4)])
 		return codeBits(nil, codes)
+	}},
+	{"NearestTuple", func(m memory, rng *rand.Rand, n int) []uint64 {
+		width := 4 + 4*rng.IntN(2)
+		x, w := finiteValues(m, rng, width), finiteValues(m, rng, width)
+		list := unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(m.float32s(n)))), n)
+		for i := range list {
+			list[i] = rng.Uint32() >> (32 - 3*width)
+		}
+		var scaled [8]float32
+		copy(scaled[:], finiteValues(m, rng, 8))
+		if rng.IntN(2) == 0 { // ties
+			scaled[3], scaled[5] = scaled[2], -scaled[4]
+		}
+		for i, v := range w {
+			w[i] = float32(math.Abs(float64(v)))
+		}
+		tuple, ok := kernel.NearestTuple(list, x, w, &scaled)
+		if !ok {
+			return nil
+		}
+		return []uint64{uint64(tuple)}
 	}},
 	{"Importance", func(m memory, rng *rand.Rand, n int) []uint64 {
 		x, w, dst := finiteValues(m, rng, n), finiteValues(m, rng, n), m.float32s(n)
@@ -276,6 +298,45 @@ func TestRecode(t *testing.T) {
 	})
 }
 
+// TestNearestTuple guards the formula, that the first of equal tuples is taken, and that
+// none is where every error is infinite. All numbers are small integers, and so exact.
+func TestNearestTuple(t *testing.T) {
+	eachLevel(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(43, 44))
+		scaled := [8]float32{-3, -1, 1, 3, 4, 7, 9, 11}
+		for n := range 100 {
+			for _, width := range []int{4, 8} {
+				x, w, list := make([]float32, width), make([]float32, width), make([]uint32, n)
+				for i := range x {
+					x[i], w[i] = float32(rng.IntN(15)-4), float32(rng.IntN(3))
+				}
+				for i := range list {
+					list[i] = rng.Uint32() >> (32 - 3*width)
+				}
+				want, least := uint32(0), math.Inf(1)
+				for _, tuple := range list {
+					sum := 0.0
+					for i := range width {
+						diff := float64(scaled[tuple>>(3*i)&7]) - float64(x[i])
+						sum += float64(w[i]) * diff * diff
+					}
+					if sum < least {
+						want, least = tuple, sum
+					}
+				}
+				if got, ok := kernel.NearestTuple(list, x, w, &scaled); got != want || ok != (n > 0) {
+					t.Fatalf("of %d tuples of %d: %o, %t, want %o", n, width, got, ok, want)
+				}
+				w[n%width] = 1e38
+				x[n%width] = 1e20
+				if got, ok := kernel.NearestTuple(list, x, w, &scaled); ok {
+					t.Fatalf("of %d tuples of %d: %o, infinitely far", n, width, got)
+				}
+			}
+		}
+	})
+}
+
 // TestImportance guards the formula; products in float64 are exact, and a root of it
 // rounds to that of float32.
 func TestImportance(t *testing.T) {
@@ -326,6 +387,8 @@ func TestSearchLengths(t *testing.T) {
 		"FitAffine size":      func() { kernel.FitAffine(b(256), f(4), f(4), f(256), f(256), search) },
 		"FitAffine no groups": func() { kernel.FitAffine(b(256), nil, nil, f(256), f(256), search) },
 		"FitAffine nothing":   func() { kernel.FitAffine(nil, f(8), f(8), nil, nil, search) },
+		"NearestTuple size":   func() { kernel.NearestTuple(nil, f(5), f(5), new([8]float32)) },
+		"NearestTuple w":      func() { kernel.NearestTuple(nil, f(8), f(4), new([8]float32)) },
 		"FitSymmetric codes":  func() { kernel.FitSymmetric(b(257), f(8), f(256), f(256), 32) },
 		"FitSymmetric w":      func() { kernel.FitSymmetric(b(256), f(8), f(256), f(257), 32) },
 		"FitIQ4 w":            func() { kernel.FitIQ4(f(8), f(256), f(257)) },

@@ -69,6 +69,8 @@ type ggmlType struct {
 	elements, bytes int   // of a block
 	halves          []int // where the binary16 scales of a block are
 	weighted        bool  // encode looks at the weights
+	needsWeights    bool  // and can't do without
+	hiddenHalf      bool  // a binary16 scale is spread over the block
 
 	codec  Codec // of a type of one element
 	decode func(dst []float32, src []byte)
@@ -93,7 +95,7 @@ const superBlock = 256
 const (
 	notWeights  = "it holds integers, not weights"
 	runtimeOnly = "it exists while a model runs and is not stored in files"
-	noSearch    = "the search of its grid is not implemented; IQ4_XS, Q3_K and Q2_K are the nearest in size that are"
+	noWeights   = "so few bits must know which numbers matter; llama.cpp refuses that, too"
 )
 
 // ggmlTypes holds the types by number; those removed are empty.
@@ -124,13 +126,13 @@ var ggmlTypes = [...]ggmlType{
 	Q6_K: {name: "Q6_K", elements: 256, bytes: 210, halves: []int{208}, decode: decodeQ6K, encode: encodeQ6K, weighted: true},
 	Q8_K: {name: "Q8_K", elements: 256, bytes: 292, finite: finiteQ8K, decode: decodeQ8K, refusal: runtimeOnly},
 
-	IQ1_S:   {name: "IQ1_S", elements: 256, bytes: 50, halves: []int{0}, decode: decodeIQ1S, refusal: noSearch},
-	IQ1_M:   {name: "IQ1_M", elements: 256, bytes: 56, finite: finiteIQ1M, decode: decodeIQ1M, refusal: noSearch},
-	IQ2_XXS: {name: "IQ2_XXS", elements: 256, bytes: 66, halves: []int{0}, decode: decodeIQ2XXS, refusal: noSearch},
-	IQ2_XS:  {name: "IQ2_XS", elements: 256, bytes: 74, halves: []int{0}, decode: decodeIQ2XS, refusal: noSearch},
-	IQ2_S:   {name: "IQ2_S", elements: 256, bytes: 82, halves: []int{0}, decode: decodeIQ2S, refusal: noSearch},
-	IQ3_XXS: {name: "IQ3_XXS", elements: 256, bytes: 98, halves: []int{0}, decode: decodeIQ3XXS, refusal: noSearch},
-	IQ3_S:   {name: "IQ3_S", elements: 256, bytes: 110, halves: []int{0}, decode: decodeIQ3S, refusal: noSearch},
+	IQ1_S:   {name: "IQ1_S", elements: 256, bytes: 50, halves: []int{0}, decode: decodeIQ1S, encode: encodeIQ1S, weighted: true, needsWeights: true},
+	IQ1_M:   {name: "IQ1_M", elements: 256, bytes: 56, finite: finiteIQ1M, hiddenHalf: true, decode: decodeIQ1M, encode: encodeIQ1M, weighted: true},
+	IQ2_XXS: {name: "IQ2_XXS", elements: 256, bytes: 66, halves: []int{0}, decode: decodeIQ2XXS, encode: encodeIQ2XXS, weighted: true, needsWeights: true},
+	IQ2_XS:  {name: "IQ2_XS", elements: 256, bytes: 74, halves: []int{0}, decode: decodeIQ2XS, encode: encodeIQ2XS, weighted: true, needsWeights: true},
+	IQ2_S:   {name: "IQ2_S", elements: 256, bytes: 82, halves: []int{0}, decode: decodeIQ2S, encode: encodeIQ2S, weighted: true},
+	IQ3_XXS: {name: "IQ3_XXS", elements: 256, bytes: 98, halves: []int{0}, decode: decodeIQ3XXS, encode: encodeIQ3XXS, weighted: true},
+	IQ3_S:   {name: "IQ3_S", elements: 256, bytes: 110, halves: []int{0}, decode: decodeIQ3S, encode: encodeIQ3S, weighted: true},
 	IQ4_NL:  {name: "IQ4_NL", elements: 32, bytes: 18, halves: []int{0}, decode: decodeIQ4NL, encode: encodeIQ4NL, weighted: true},
 	IQ4_XS:  {name: "IQ4_XS", elements: 256, bytes: 136, halves: []int{0}, decode: decodeIQ4XS, encode: encodeIQ4XS, weighted: true},
 
@@ -182,6 +184,9 @@ func (t GGML) RowBytes(cols int64) (int64, bool) {
 
 // Weighted reports whether Quantize looks at importance weights.
 func (t GGML) Weighted() bool { return ggmlTypes[t].weighted }
+
+// NeedsWeights reports whether Quantize refuses to do without importance weights.
+func (t GGML) NeedsWeights() bool { return ggmlTypes[t].needsWeights }
 
 // CanDecode returns nil, or a [*GGMLTypeError] that says why Decode refuses the type.
 func (t GGML) CanDecode() error {
@@ -240,10 +245,11 @@ func (t GGML) NonFinite(src []byte) (block int64, found bool) {
 }
 
 // Quantize encodes whole rows of cols elements each. weights says how much the
-// elements of a column matter, one number per column, from 0 to under 2^64; nil weighs them as the type does by default. What a row becomes does
+// elements of a column matter, one number per column, from 0 to under 2^64; nil weighs them
+// as the type does by default, if it does (see [GGML.NeedsWeights]). What a row becomes does
 // not depend on the other rows.
 //
-// Errors are that of CanQuantize and a [*GGMLValueError] for a source that is not finite or
+// Errors are that of CanQuantize, a [*GGMLTypeError] for weights that are missing, and a [*GGMLValueError] for a source that is not finite or
 // that the type can't hold, and for a weight out of its range. dst is then unspecified.
 // Lengths that do not belong together panic.
 //
@@ -253,6 +259,9 @@ func (t GGML) Quantize(dst []byte, src []float32, cols int, weights []float32) e
 		return err
 	}
 	info := &ggmlTypes[t]
+	if info.needsWeights && weights == nil {
+		return &GGMLTypeError{t, "written without weights", noWeights}
+	}
 	checkBlocks(info, len(dst), len(src))
 	if cols <= 0 || cols%info.elements != 0 || len(src)%cols != 0 || weights != nil && len(weights) != cols {
 		panic("block: not whole rows, or not a weight per column")
@@ -276,7 +285,7 @@ func (t GGML) Quantize(dst []byte, src []float32, cols int, weights []float32) e
 		if b, found := t.NonFinite(dst[:size]); found {
 			at := int(b) * info.elements
 			at += largest(src[at:][:info.elements])
-			return &GGMLValueError{t, row, at, src[at], "is the largest of a block whose scale comes out infinite"}
+			return &GGMLValueError{t, row, at, src[at], "is the largest of a block whose scale or sums come out infinite"}
 		}
 		dst, src = dst[size:], src[cols:]
 	}
@@ -285,7 +294,7 @@ func (t GGML) Quantize(dst []byte, src []float32, cols int, weights []float32) e
 
 // limit returns a magnitude that no number may have.
 func (info *ggmlType) limit() float32 {
-	if len(info.halves) > 0 {
+	if len(info.halves) > 0 || info.hiddenHalf {
 		return beyondHalves
 	}
 	return float32(math.Inf(1))

@@ -5,7 +5,7 @@ import "fmt"
 // GGMLTypeError says that a type can't be decoded or written here, and why.
 type GGMLTypeError struct {
 	Type   GGML
-	Verb   string // "decoded" or "written"
+	Verb   string // "decoded", "written" or "written without weights"
 	Reason string
 }
 

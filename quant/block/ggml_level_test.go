@@ -37,7 +37,7 @@ func TestGGMLLevels(t *testing.T) {
 					src[i] = 1
 				}
 			}
-			for _, w := range [][]float32{nil, weights} {
+			for _, w := range [][]float32{even(kind, cols), weights} {
 				use("generic")
 				want := quantize(t, kind, src, cols, w)
 				for _, name := range kernel.Levels()[1:] {

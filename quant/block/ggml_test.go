@@ -30,14 +30,22 @@ func writable() []block.GGML {
 	return slices.DeleteFunc(ggmlTypes(), func(t block.GGML) bool { return t.CanQuantize() != nil })
 }
 
+// even returns weights that are all alike for a type that needs some, nil for the others.
+func even(kind block.GGML, cols int) []float32 {
+	if kind.NeedsWeights() {
+		return slices.Repeat([]float32{1}, cols)
+	}
+	return nil
+}
+
 // TestGGMLTypes guards the table: sizes and numbers as gguf files have them, names,
 // and what is done with the types.
 func TestGGMLTypes(t *testing.T) {
 	const want = `0 F32 1 4, 1 F16 1 2, 2 Q4_0 32 18, 3 Q4_1 32 20, 6 Q5_0 32 22, 7 Q5_1 32 24, 8 Q8_0 32 34, 9 Q8_1 32 36 -,
 		10 Q2_K 256 84, 11 Q3_K 256 110, 12 Q4_K 256 144, 13 Q5_K 256 176, 14 Q6_K 256 210, 15 Q8_K 256 292 -,
-		16 IQ2_XXS 256 66 -, 17 IQ2_XS 256 74 -, 18 IQ3_XXS 256 98 -, 19 IQ1_S 256 50 -, 20 IQ4_NL 32 18, 21 IQ3_S 256 110 -,
-		22 IQ2_S 256 82 -, 23 IQ4_XS 256 136, 24 I8 1 1 --, 25 I16 1 2 --, 26 I32 1 4 --, 27 I64 1 8 --, 28 F64 1 8,
-		29 IQ1_M 256 56 -, 30 BF16 1 2, 34 TQ1_0 256 54, 35 TQ2_0 256 66, 39 MXFP4 32 17, 40 NVFP4 64 36, 41 Q1_0 128 18, 42 Q2_0 64 18`
+		16 IQ2_XXS 256 66, 17 IQ2_XS 256 74, 18 IQ3_XXS 256 98, 19 IQ1_S 256 50, 20 IQ4_NL 32 18, 21 IQ3_S 256 110,
+		22 IQ2_S 256 82, 23 IQ4_XS 256 136, 24 I8 1 1 --, 25 I16 1 2 --, 26 I32 1 4 --, 27 I64 1 8 --, 28 F64 1 8,
+		29 IQ1_M 256 56, 30 BF16 1 2, 34 TQ1_0 256 54, 35 TQ2_0 256 66, 39 MXFP4 32 17, 40 NVFP4 64 36, 41 Q1_0 128 18, 42 Q2_0 64 18`
 	var got []string
 	for _, kind := range ggmlTypes() {
 		line := fmt.Sprint(uint32(kind), " ", kind, " ", kind.BlockElements(), " ", kind.BlockBytes())
@@ -150,7 +158,7 @@ func TestGGMLRowsAreIndependent(t *testing.T) {
 		src[2*cols+i] *= 1000 // another row's size must not matter
 	}
 	for _, kind := range writable() {
-		for _, w := range [][]float32{nil, weights} {
+		for _, w := range [][]float32{even(kind, cols), weights} {
 			whole := quantize(t, kind, src, cols, w)
 			var parts []byte
 			for row := range rows {
@@ -182,7 +190,7 @@ func TestGGMLWeights(t *testing.T) {
 		weights[i] *= weights[i] * weights[i]
 	}
 	for _, kind := range writable() {
-		plain, weighted := quantize(t, kind, src, cols, nil), quantize(t, kind, src, cols, weights)
+		plain, weighted := quantize(t, kind, src, cols, even(kind, cols)), quantize(t, kind, src, cols, weights)
 		if !kind.Weighted() {
 			if !bytes.Equal(plain, weighted) {
 				t.Errorf("%s is not weighted, but weights change it", kind)
@@ -217,12 +225,14 @@ func TestGGMLQuality(t *testing.T) {
 		{block.TQ2_0, block.Q2_K, block.Q3_K, block.Q4_K, block.Q5_K, block.Q6_K, block.Q8_0, block.BF16, block.F16},
 		{block.Q4_0, block.IQ4_NL, block.Q5_0},
 		{block.Q3_K, block.IQ4_XS, block.Q5_K},
+		{block.IQ1_S, block.IQ1_M, block.Q2_K},
+		{block.IQ2_XXS, block.IQ2_XS, block.IQ2_S, block.IQ3_XXS, block.IQ3_S, block.IQ4_XS},
 		{block.Q1_0, block.MXFP4, block.Q5_0},
 		{block.Q1_0, block.NVFP4, block.Q5_0},
 	} {
 		last := math.Inf(1)
 		for _, kind := range family {
-			e := weightedError(src, decode(t, kind, quantize(t, kind, src, cols, nil)), ones)
+			e := weightedError(src, decode(t, kind, quantize(t, kind, src, cols, ones)), ones)
 			if !(e < last) {
 				t.Errorf("%s has error %g after %g in %v", kind, e, last, family)
 			}
@@ -272,7 +282,7 @@ func TestGGMLRefusesValues(t *testing.T) {
 		}
 		two := slices.Concat(ones, ones)
 		for _, x := range []float32{nan, inf, -inf} {
-			refuses(1, 77, "is not finite", with(two, cols+77, x), nil)
+			refuses(1, 77, "is not finite", with(two, cols+77, x), even(kind, cols))
 			if kind.Weighted() {
 				refuses(0, 300, "as a weight", two, with(ones, 300, x))
 			} else if err := kind.Quantize(dst, two, cols, with(ones, 300, x)); err != nil {
@@ -292,18 +302,43 @@ func TestGGMLRefusesValues(t *testing.T) {
 			reason := "infinite"
 			if kind.BlockElements() > 1 {
 				reason = "too large"
-				refuses(1, 300, "infinite", with(two, cols+300, 4e9), nil)
+				refuses(1, 300, "infinite", with(two, cols+300, 4e9), even(kind, cols))
 				refuses(1, 300, "infinite", with(two, cols+300, 4e9), ones)
 			}
-			refuses(1, 300, reason, with(two, cols+300, -3e30), nil)
+			refuses(1, 300, reason, with(two, cols+300, -3e30), even(kind, cols))
 			refuses(1, 300, reason, with(two, cols+300, 3e38), ones)
 		}
 	}
-	if err := block.IQ2_XXS.Quantize(make([]byte, 66), ones[:256], 256, nil); err == nil || !strings.Contains(err.Error(), "IQ2_XXS can't be written") {
+	if err := block.Q8_1.Quantize(make([]byte, 36), ones[:32], 32, nil); err == nil || !strings.Contains(err.Error(), "Q8_1 can't be written") {
 		t.Error(err)
 	}
 	if err := block.I32.Decode(make([]float32, 1), make([]byte, 4)); err == nil || !strings.Contains(err.Error(), "I32 can't be decoded") {
 		t.Error(err)
+	}
+}
+
+// TestGGMLNeedsWeights guards that the types which ggml's quantizer refuses to write without
+// weights are refused, and no others.
+func TestGGMLNeedsWeights(t *testing.T) {
+	ones := slices.Repeat([]float32{1}, 256)
+	var needs []block.GGML
+	for _, kind := range writable() {
+		size, _ := kind.RowBytes(256)
+		err := kind.Quantize(make([]byte, size), ones, 256, nil)
+		if kind.NeedsWeights() != (err != nil) {
+			t.Errorf("%s: needs weights: %t, without: %v", kind, kind.NeedsWeights(), err)
+		}
+		if err == nil {
+			continue
+		}
+		needs = append(needs, kind)
+		var typeErr *block.GGMLTypeError
+		if !errors.As(err, &typeErr) || typeErr.Type != kind || !strings.Contains(err.Error(), "can't be written without weights") {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+	if want := []block.GGML{block.IQ2_XXS, block.IQ2_XS, block.IQ1_S}; !slices.Equal(needs, want) {
+		t.Errorf("%v need weights, want %v", needs, want)
 	}
 }
 
@@ -357,7 +392,7 @@ func TestGGMLSmallest(t *testing.T) {
 				src[i] = float32(math.Ldexp(float64(i%5-2), exponent))
 			}
 			largest := math.Ldexp(2, exponent)
-			for i, x := range decode(t, kind, quantize(t, kind, src, cols, nil)) {
+			for i, x := range decode(t, kind, quantize(t, kind, src, cols, even(kind, cols))) {
 				if math.Abs(float64(x)-float64(src[i])) > largest {
 					t.Errorf("%s: %g became %g", kind, src[i], x)
 					break

@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/quant/block"
 )
 
 // Rule is a short code for why a tensor is refused.
@@ -69,7 +70,7 @@ func (w *walk) judge(d *Decision, t gguf.Spec) {
 	columns := size(t, 0)
 	switch {
 	case !w.findWeights(d, t):
-	case !d.Weights && (w.uselessWithoutWeights(t.Name, d.To) || encodesOnlyWeighted(d.To)):
+	case !d.Weights && (w.uselessWithoutWeights(t.Name, d.To) || block.GGML(d.To).NeedsWeights()):
 		w.refuse(t.Name, NeedsMatrix, fmt.Sprintf("%s needs weights for it in an importance matrix", d.To))
 	case isQuantized(t.Type) && !w.options.AllowRequantize:
 		w.refuse(t.Name, Requantize, fmt.Sprintf("it is %s already, and quantizing twice loses twice", t.Type))
@@ -133,12 +134,6 @@ func (w *walk) uselessWithoutWeights(name string, t gguf.Type) bool {
 		return w.options.Type == Q2KS
 	}
 	return false
-}
-
-// encodesOnlyWeighted reports whether the encoder of a type stops without weights
-// (ggml_quantize_requires_imatrix of ggml/src/ggml.c).
-func encodesOnlyWeighted(t gguf.Type) bool {
-	return t == gguf.IQ2XXS || t == gguf.IQ2XS || t == gguf.IQ1S
 }
 
 // quote quotes a name from a file, which may be long.
