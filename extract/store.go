@@ -1,18 +1,14 @@
 package extract
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/nlpodyssey/safetensors"
 
@@ -20,7 +16,7 @@ import (
 	"github.com/loratool/loratool/internal/fsatomic"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/linalg"
-	"github.com/loratool/loratool/internal/saferead"
+	"github.com/loratool/loratool/internal/workfolder"
 )
 
 // Store keeps what the survey has found, one safetensors file per item, in a work
@@ -31,15 +27,10 @@ import (
 // A file appears whole or not at all. The folder is named like any partial output,
 // so that a later run recognises it.
 type Store struct {
-	fsys    fsatomic.FS
-	dir     string
-	key     string
-	index   map[*item]int
-	resumed bool
+	*workfolder.Folder
+	key   string
+	index map[*item]int
 }
-
-// keyPrefix is how much of the key stands in the name of every file.
-const keyPrefix = 16
 
 // NewStore makes the work folder. With resume it takes over the folder that an
 // earlier run of the same extraction has left, if there is one; Resumed tells.
@@ -48,64 +39,12 @@ func (s *Survey) NewStore(fsys fsatomic.FS, resume bool) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	store := &Store{fsys: fsys, key: key, index: make(map[*item]int)}
+	store := &Store{key: key, index: make(map[*item]int)}
 	for i, it := range s.items {
 		store.index[it] = i
 	}
-	if resume {
-		if store.dir, err = store.left(s.opts.Output); err != nil {
-			return nil, err
-		}
-		store.resumed = store.dir != ""
-	}
-	if store.dir == "" {
-		store.dir, err = makeFolder(fsys, s.opts.Output)
-	}
+	store.Folder, err = workfolder.Open(fsys, s.opts.Output, key, resume)
 	return store, err
-}
-
-// makeFolder makes a work folder beside the output.
-func makeFolder(fsys fsatomic.FS, output string) (string, error) {
-	for {
-		dir := WorkName(output)
-		if err := fsys.Mkdir(dir); !errors.Is(err, fs.ErrExist) {
-			return dir, err
-		}
-	}
-}
-
-// WorkName is a new name beside an output, as fsatomic names partial outputs: a
-// later run recognises what is left there.
-func WorkName(output string) string {
-	var random [4]byte
-	_, _ = rand.Read(random[:]) // never fails
-	return strings.TrimRight(output, string(os.PathSeparator)) + ".partial-" + hex.EncodeToString(random[:])
-}
-
-// Dir returns the path of the work folder.
-func (s *Store) Dir() string { return s.dir }
-
-// Resumed reports whether the folder is that of an earlier run.
-func (s *Store) Resumed() bool { return s.resumed }
-
-// left finds the folder of an earlier run of the same extraction.
-func (s *Store) left(output string) (string, error) {
-	folders, err := fsatomic.Leftovers(s.fsys, output)
-	if err != nil {
-		return "", err
-	}
-	for _, dir := range folders {
-		entries, err := s.fsys.ReadDir(dir)
-		if err != nil {
-			continue // a file, or gone by now
-		}
-		for _, e := range entries {
-			if strings.HasPrefix(e.Name(), s.key[:keyPrefix]+"-") && strings.HasSuffix(e.Name(), ".safetensors") {
-				return dir, nil
-			}
-		}
-	}
-	return "", nil
 }
 
 // key is the SHA-256 of everything that the findings depend on: the two models,
@@ -138,9 +77,7 @@ func (s *Survey) key() (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-func (s *Store) path(it *item) string {
-	return filepath.Join(s.dir, fmt.Sprintf("%s-%06d.safetensors", s.key[:keyPrefix], s.index[it]))
-}
+func (s *Store) name(it *item) string { return fmt.Sprintf("%06d.safetensors", s.index[it]) }
 
 // keep writes what was found of an item.
 func (s *Store) keep(it *item, f finding, solved []linalg.SVD) error {
@@ -174,30 +111,13 @@ func (s *Store) keep(it *item, f finding, solved []linalg.SVD) error {
 	if err != nil {
 		return fmt.Errorf("keeping the factors of %q: %w", it.name(), err)
 	}
-	return s.write(s.path(it), data)
-}
-
-// write makes a file of the store, which then is there whole. One that is there
-// already was found to be broken.
-func (s *Store) write(path string, data []byte) error {
-	out, err := fsatomic.New(s.fsys, path, fsatomic.KindFile, true)
-	if err != nil {
-		return err
-	}
-	f, err := out.Create("", int64(len(data)))
-	if err == nil {
-		_, err = f.WriteAt(data, 0)
-	}
-	if err != nil {
-		return errors.Join(err, out.Abort())
-	}
-	return out.Commit()
+	return s.Write(s.name(it), data)
 }
 
 // find returns what an earlier run has found of an item. What is missing, broken
 // or of another extraction is computed again.
 func (s *Store) find(it *item) (finding, bool) {
-	if s == nil || !s.resumed {
+	if s == nil || !s.Resumed() {
 		return finding{}, false
 	}
 	e, err := s.open(it)
@@ -218,12 +138,7 @@ var errEntry = errors.New("the work folder was changed by another program")
 
 // open reads and checks the file of an item.
 func (s *Store) open(it *item) (*entry, error) {
-	file, size, err := saferead.OpenRegular(s.path(it))
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	data, err := saferead.New(file, size).Bytes(0, size)
+	data, err := s.Read(s.name(it))
 	if err != nil {
 		return nil, err
 	}
@@ -352,29 +267,7 @@ func (s *Store) Close() error {
 	if s == nil {
 		return nil
 	}
-	return RemoveFolder(s.fsys, s.dir)
-}
-
-// RemoveFolder removes a work folder and the files in it, if it is there.
-func RemoveFolder(fsys fsatomic.FS, dir string) error {
-	entries, err := fsys.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		for _, e := range entries {
-			if rerr := fsys.Remove(filepath.Join(dir, e.Name())); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
-				err = rerr
-			}
-		}
-	}
-	if err == nil {
-		err = fsys.Remove(dir)
-	}
-	if err != nil {
-		return fmt.Errorf("removing work folder %q: %w", dir, err)
-	}
-	return nil
+	return s.Folder.Close()
 }
 
 func float64Bytes(x []float64) []byte {

@@ -11,13 +11,25 @@ import (
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/fsatomic"
 	"github.com/loratool/loratool/internal/linalg"
+	"github.com/loratool/loratool/internal/workfolder"
 )
 
 // fuzzItem is an item with factors of rank 2 of a 3 x 4 matrix, and its entry.
 func fuzzItem(t testing.TB) (*Store, *item, finding, linalg.SVD) {
 	t.Helper()
 	it := &item{module: "m", param: "weight", role: Linear, shape: tensor.Shape{3, 4}, blocks: 1, out: 3, in: 4, solve: true}
-	s := &Store{fsys: fsatomic.OS{}, dir: t.TempDir(), key: "0123456789abcdef0123", index: map[*item]int{it: 7}, resumed: true}
+	s := &Store{key: "0123456789abcdef0123", index: map[*item]int{it: 7}}
+	output := filepath.Join(t.TempDir(), "out")
+	first, err := workfolder.Open(fsatomic.OS{}, output, s.key, false)
+	if err == nil {
+		err = first.Write("of an earlier run", nil)
+	}
+	if err == nil {
+		s.Folder, err = workfolder.Open(fsatomic.OS{}, output, s.key, true)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	svd := linalg.SVD{
 		U: linalg.NewMatrix(3, 2, []float32{1, 0, 0, 1, 0, 0}), S: []float64{2, 1}, VT: linalg.NewMatrix(2, 4, []float32{1, 0, 0, 0, 0, 1, 0, 0}),
 		Report: linalg.Report{Norm: math.Sqrt(5), Captured: 1, Excess: 1e-4, Converged: true},
@@ -33,7 +45,7 @@ func FuzzEntry(f *testing.F) {
 	if err := s.keep(it, found, []linalg.SVD{svd}); err != nil {
 		f.Fatal(err)
 	}
-	data, err := os.ReadFile(s.path(it))
+	data, err := s.Read(s.name(it))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -112,7 +124,7 @@ func TestEntry(t *testing.T) {
 		}
 	}
 	// The file is one that any reader of safetensors takes.
-	data, err := os.ReadFile(filepath.Join(s.dir, "0123456789abcdef-000007.safetensors"))
+	data, err := os.ReadFile(filepath.Join(s.Dir(), "0123456789abcdef-000007.safetensors"))
 	if err != nil {
 		t.Fatal(err)
 	}

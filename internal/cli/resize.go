@@ -14,6 +14,7 @@ import (
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/fsatomic"
+	"github.com/loratool/loratool/internal/workfolder"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -207,13 +208,13 @@ func (r *extraction) resize(ctx context.Context, resize *extract.Resize) error {
 // float32, and extracts from there.
 func (r *extraction) resizeWeights(ctx context.Context, source *adapter.Adapter) error {
 	fsys := r.f.run.fs(r.a)
-	folder := extract.WorkName(r.opts.Output)
+	folder := workfolder.Name(r.opts.Output)
 	m, err := merge.Plan(r.base, []merge.Source{{Adapter: source, Weight: 1}}, merge.Options{Output: folder, DType: tensor.F32, NoProvenance: true})
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if err := extract.RemoveFolder(fsys, folder); err != nil {
+		if err := workfolder.Remove(fsys, folder); err != nil {
 			r.a.note("%v", err)
 		}
 	}()

@@ -25,6 +25,7 @@ var rooms = map[string]int{
 	"internal/linalg":           1,
 	"formats/safetensors":       1,
 	"internal/fsatomic/faultfs": 1,
+	"internal/workfolder":       1,
 	"quant/block":               1,
 
 	"formats/arch":       1,
