@@ -1,4 +1,10 @@
-// Package verify checks finished work against what it was made from.
+// Package verify finds what is wrong with a checkpoint, and checks finished work
+// against what it was made from.
+//
+// A check is a function that adds findings to a [Report]; a family is a list of
+// checks. [Codes] is the table of all that can be found. [Structure] looks at one
+// checkpoint by itself. It refuses nothing that could be opened: what can't be read is
+// a finding or an input error, never a panic.
 //
 // [Written] proves that an output is what its plan says: every step is computed
 // again in float64, from the inputs, and compared with the stored values.

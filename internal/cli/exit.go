@@ -18,6 +18,7 @@ const (
 	exitDone      = 0
 	exitFailed    = 1
 	exitUsage     = 2
+	exitFound     = 3
 	exitInput     = 4
 	exitRefused   = 5
 	exitCancelled = 130
@@ -50,10 +51,13 @@ func classify(err error) (code int, kind string) {
 		noSpace   *fsatomic.SpaceError
 		noMemory  *engine.MemoryError
 		busy      *fsatomic.BusyError
+		found     *foundError
 	)
 	switch {
 	case errors.As(err, &usage):
 		return exitUsage, "usage"
+	case errors.As(err, &found):
+		return exitFound, "found"
 	case errors.Is(err, context.Canceled):
 		return exitCancelled, "cancelled"
 	case errors.As(err, &input), errors.As(err, &mismatch), errors.As(err, &notCached),

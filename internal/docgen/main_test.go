@@ -80,7 +80,7 @@ func TestScriptingExamples(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		"loratool.plan/v1", "loratool.merge/v1", "loratool.inspect/v1", "loratool.version/v1", "progress", "note", "error",
+		"loratool.plan/v1", "loratool.merge/v1", "loratool.inspect/v1", "loratool.verify/v1", "loratool.version/v1", "progress", "note", "error",
 	} {
 		if !seen[want] {
 			t.Errorf("no example of %s", want)

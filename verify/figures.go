@@ -1,0 +1,12 @@
+package verify
+
+// MergeFigures sums up a comparison with a merge.
+type MergeFigures struct {
+	Unchanged int   // tensors that the merge leaves as they are
+	Changed   int   // tensors that the adapters change
+	Values    int64 // that were computed again
+	Nearest   int64 // of these are the nearest that their type has
+	// DeltaNorm is the norm of all that the adapters change, and Survival the part of
+	// it that is in the stored weights: 1 is all of it.
+	DeltaNorm, Survival float64
+}
