@@ -136,7 +136,7 @@ func bind[T tensor.Float](r *run, s *plan.Step) (*computation[T], error) {
 		}
 		c.funcs = append(c.funcs, f)
 	}
-	if r.budget.Fused && len(c.funcs) == 1 && s.Restore == 0 {
+	if r.budget.Fused && len(c.funcs) == 1 {
 		c.fused, _ = c.funcs[0].(plan.Adder[float32])
 	}
 	return c, nil
@@ -339,16 +339,11 @@ func (c *computation[T]) merged(b *buffers, in, out []byte, from, to int64, stat
 func (c *computation[T]) compute(w *work[T], x plan.Band[T], out []byte, stats []kernel.RowStats) error {
 	s := c.step
 	w.before = grow(w.before, len(x.X))
-	for i, f := range c.funcs {
-		if i == s.Restore {
-			copy(w.before, x.X)
-		}
+	copy(w.before, x.X)
+	for _, f := range c.funcs {
 		if err := f.Apply(x); err != nil {
 			return fmt.Errorf("%q: %w", s.Write.Tensor, err)
 		}
-	}
-	if len(c.funcs) <= s.Restore {
-		copy(w.before, x.X)
 	}
 	block.Encode(c.round, out, x.X)
 	w.stored = grow(w.stored, len(x.X))

@@ -45,9 +45,9 @@ func (w *twins) side(name string, d tensor.DType, shape ...int64) (plan.Slice, [
 }
 
 // step adds a step that makes want of its input.
-func (w *twins) step(read plan.Slice, out tensor.DType, restore int, want []float64, stages ...plan.Stage) {
+func (w *twins) step(read plan.Slice, out tensor.DType, want []float64, stages ...plan.Stage) {
 	w.plan.Steps = append(w.plan.Steps, plan.Step{
-		Read: read, Stages: stages, Restore: restore, Judge: len(stages) > restore,
+		Read: read, Stages: stages, Judge: len(stages) > 0,
 		Write: plan.Placement{Tensor: read.Tensor, DType: out},
 	})
 	w.want[read.Tensor] = want
@@ -95,21 +95,21 @@ func realPlan(t *testing.T) *twins {
 	}
 
 	x, v := w.side("cast to f16", tensor.F32, rows, cols)
-	w.step(x, tensor.F16, 0, v)
+	w.step(x, tensor.F16, v)
 	x, v = w.side("cast of a vector", tensor.F64, rows)
-	w.step(x, tensor.BF16, 0, v)
+	w.step(x, tensor.BF16, v)
 
 	x, v = w.side("lora on bf16", tensor.BF16, rows, cols)
 	st, a, b := lora("lora on bf16", tensor.F32)
-	w.step(x, tensor.BF16, 0, product(v, rows, cols, rank, 0.5, b, a), st)
+	w.step(x, tensor.BF16, product(v, rows, cols, rank, 0.5, b, a), st)
 
 	x, v = w.side("lora in f64", tensor.F64, rows, cols)
 	st, a, b = lora("lora in f64", tensor.F32)
-	w.step(x, tensor.F64, 0, product(v, rows, cols, rank, 0.5, b, a), st)
+	w.step(x, tensor.F64, product(v, rows, cols, rank, 0.5, b, a), st)
 
 	x, v = w.side("factors in f64", tensor.BF16, rows, cols)
 	st, a, b = lora("factors in f64", tensor.F64)
-	w.step(x, tensor.F32, 0, product(v, rows, cols, rank, 0.5, b, a), st)
+	w.step(x, tensor.F32, product(v, rows, cols, rank, 0.5, b, a), st)
 
 	// DoRA on a weight that is stored (in, out): the norm of a column needs the
 	// whole tensor, after the product was added.
@@ -127,7 +127,7 @@ func realPlan(t *testing.T) *twins {
 			want[i*cols+j] *= mv[j] / math.Sqrt(square)
 		}
 	}
-	w.step(x, tensor.BF16, 0, want,
+	w.step(x, tensor.BF16, want,
 		plan.Stage{Op: merge.AddLoRA{Scale: -2, Transposed: true, Region: region}, Sides: []plan.Slice{ca, cb}},
 		plan.Stage{Op: merge.DoRA{ByColumn: true, Region: region}, Sides: []plan.Slice{m}})
 
@@ -153,29 +153,21 @@ func realPlan(t *testing.T) *twins {
 	}
 	dora := plan.Stage{Op: merge.DoRA{ByColumn: true, Region: region}, Sides: []plan.Slice{n}}
 	op := merge.Blend{Branches: []merge.Branch{{Weight: 0.75, Stages: []plan.Stage{st, dora}}, {Weight: -0.25, Stages: []plan.Stage{other}}}}
-	w.step(x, tensor.F32, 0, want, plan.Stage{Op: op, Sides: append(append(append([]plan.Slice{}, st.Sides...), n), other.Sides...)})
+	w.step(x, tensor.F32, want, plan.Stage{Op: op, Sides: append(append(append([]plan.Slice{}, st.Sides...), n), other.Sides...)})
 
-	// FP8 with a scale per block, then a product.
+	// FP8 as it is, then a product.
 	x, v = w.side("fp8", tensor.F8E4M3, rows, cols)
-	s, sv := w.side("fp8.scale", tensor.F32, 3, 2)
 	st, a, b = lora("fp8", tensor.F32)
-	restored := make([]float64, len(v))
-	for i := range rows {
-		for j := range cols {
-			restored[i*cols+j] = v[i*cols+j] * sv[i/16*2+j/16]
-		}
-	}
-	w.step(x, tensor.BF16, 1, product(restored, rows, cols, rank, 0.5, b, a),
-		plan.Stage{Op: merge.Dequantize{BlockRows: 16, BlockCols: 16, RowsPerExpert: rows}, Sides: []plan.Slice{s}}, st)
+	w.step(x, tensor.BF16, product(v, rows, cols, rank, 0.5, b, a), st)
 
 	// Rows of a larger tensor, to another place of a larger one.
 	x, v = w.side("slice", tensor.F32, rows, cols)
 	x.From, x.To = 5, 30
-	w.step(x, tensor.BF16, 0, v[5*cols:30*cols])
+	w.step(x, tensor.BF16, v[5*cols:30*cols])
 	w.plan.Steps[len(w.plan.Steps)-1].Write.Row = 4
 
 	x, _ = w.side("copy", tensor.BF16, rows, cols)
-	w.step(x, tensor.BF16, 0, nil)
+	w.step(x, tensor.BF16, nil)
 	return w
 }
 

@@ -138,13 +138,11 @@ func (s *Survey) checkConfigs() error {
 	return nil
 }
 
-// checkFloats refuses values that stand for others: FP8 needs its scales.
+// checkFloats refuses values that stand for others.
 func (s *Survey) checkFloats() error {
 	for _, m := range []*checkpoint.Model{s.base, s.tuned} {
-		for _, spec := range m.Specs() {
-			if spec.DType.IsFP8() {
-				return inputErrorf(m, "tensor %q is stored as %s: extraction from FP8 is not supported yet; use a model in bf16 or f32", spec.Name, spec.DType)
-			}
+		if err := m.CheckScales(); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -573,7 +573,11 @@ func TestRefusals(t *testing.T) {
 		{"quantized", func(base, _ *model) {
 			base.config["quantization_config"] = map[string]any{"quant_method": "gptq"}
 		}, extract.Options{}, "quantized (gptq)"},
-		{"fp8", func(_, tuned *model) { tuned.add("model.norm.weight", tensor.F8E4M3, 24) }, extract.Options{}, `"model.norm.weight" is stored as f8_e4m3`},
+		{"fp8 without a scale in a quantized model", func(_, tuned *model) {
+			tuned.add("model.norm.weight", tensor.F8E4M3, 24)
+			tuned.add("model.layers.1.mlp.up_proj.weight", tensor.F8E4M3, 44, 24)
+			tuned.add("model.layers.1.mlp.up_proj.weight_scale", tensor.F32, 1)
+		}, extract.Options{}, `"model.norm.weight" is FP8 without a scale`},
 		{"integers that differ", func(base, tuned *model) {
 			base.set("a.mask", tensor.U8, nil, 4)
 			tuned.set("a.mask", tensor.I8, nil, 4)

@@ -66,9 +66,6 @@ func (r *reader) read(t *adapter.Target) error {
 	if len(t.Shape) < 2 && r.config.Type != "LN_TUNING" {
 		return r.refuse(t.Parts[anyPart(t)], "the base's %v is not a layer that can be adapted so", t.Shape)
 	}
-	if e := r.p.entries[t.Places[0].Tensor]; e.stacked && len(t.Shape) == 3 && t.Param == "weight" {
-		return r.refuse(t.Parts[anyPart(t)], "the base stores this convolution as FP8, which is not supported")
-	}
 	return readers[r.config.Type](r, t)
 }
 

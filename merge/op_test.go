@@ -617,37 +617,6 @@ func away(m mat) mat {
 	return m
 }
 
-func TestDequantize(t *testing.T) {
-	rng := rand.New(rand.NewPCG(17, 1))
-	for _, c := range []struct {
-		name       string
-		rows, cols int
-		op         merge.Dequantize
-		scales     []int64
-		scale      func(s side, i, j int) float64
-	}{
-		{"one for all", 5, 4, merge.Dequantize{BlockRows: 5, BlockCols: 4, RowsPerExpert: 5}, []int64{1}, func(s side, _, _ int) float64 { return s.v[0] }},
-		{"one per row", 5, 4, merge.Dequantize{BlockRows: 1, BlockCols: 4, RowsPerExpert: 5}, []int64{5, 1}, func(s side, i, _ int) float64 { return s.v[i] }},
-		{"blocks with a rest", 5, 7, merge.Dequantize{BlockRows: 2, BlockCols: 3, RowsPerExpert: 5}, []int64{3, 3}, func(s side, i, j int) float64 { return s.at(i/2, j/3) }},
-		{"blocks larger than the matrix", 3, 2, merge.Dequantize{BlockRows: 128, BlockCols: 128, RowsPerExpert: 3}, []int64{1, 1}, func(s side, _, _ int) float64 { return s.v[0] }},
-		{"stacked, one per expert", 6, 2, merge.Dequantize{BlockRows: 3, BlockCols: 2, RowsPerExpert: 3}, []int64{2, 1, 1}, func(s side, i, _ int) float64 { return s.v[i/3] }},
-		{"stacked, blocks with a rest", 6, 5, merge.Dequantize{BlockRows: 2, BlockCols: 3, RowsPerExpert: 3}, []int64{2, 2, 2}, func(s side, i, j int) float64 { return s.at(i/3, i%3/2, j/3) }},
-		{"stacked, one per row", 6, 2, merge.Dequantize{BlockRows: 1, BlockCols: 2, RowsPerExpert: 3}, []int64{2, 3, 1}, func(s side, i, _ int) float64 { return s.v[i] }},
-		{"a vector", 4, 1, merge.Dequantize{BlockRows: 4, BlockCols: 1, RowsPerExpert: 4}, []int64{}, func(s side, _, _ int) float64 { return s.v[0] }},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			s := randomSide(rng, c.scales...)
-			checkOp(t, c.op, []side{s}, randomMat(rng, c.rows, c.cols), func(w mat) {
-				for i := range w {
-					for j := range w[i] {
-						w[i][j] *= c.scale(s, i, j)
-					}
-				}
-			})
-		})
-	}
-}
-
 // TestAddOLoRA compares with a Gram-Schmidt orthonormalisation of the first
 // columns.
 func TestAddOLoRA(t *testing.T) {

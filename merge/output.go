@@ -53,7 +53,7 @@ func (p *planner) sidecars(m *Merge) ([]checkpoint.Sidecar, error) {
 		return nil, err
 	}
 	for _, f := range files {
-		if p.fp8 && quantizationFiles[f.Name] {
+		if p.restored && quantizationFiles[f.Name] {
 			p.dropped = append(p.dropped, f.Name)
 			continue
 		}

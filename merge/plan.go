@@ -12,6 +12,7 @@
 package merge
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -77,16 +78,15 @@ type planner struct {
 
 	embedding, head string
 	tied            bool
-	fp8             bool
-	dropped         []string // tensors of the base that are not written
+	restored        bool     // the base was stored as codes
+	dropped         []string // tensors and files of the base that are not written
 }
 
 // entry is one tensor of the output.
 type entry struct {
 	name    string
-	spec    tensor.Spec  // of the base, with the output's name
-	read    plan.Slice   // where its values come from
-	restore []plan.Stage // from stored to true values
+	spec    tensor.Spec // of the base, with the output's name
+	read    plan.Slice  // where its values come from
 	terms   []*term
 	stacked bool // a stack of matrices rather than one with long rows
 	virtual bool // not stored in the base: a tied head, written only when it differs
@@ -131,7 +131,7 @@ func Plan(base *checkpoint.Model, sources []Source, o Options) (*Merge, error) {
 		p.modelType = p.config.ModelType()
 	}
 	if base.IsAdapter() {
-		return nil, p.baseError("it is an adapter, not a model to merge into")
+		return nil, &checkpoint.InputError{Path: base.Path, Err: errors.New("it is an adapter, not a model to merge into")}
 	}
 	if err := base.RefuseGGUF("a merge into"); err != nil {
 		return nil, err
@@ -191,24 +191,13 @@ func (p *planner) addInput(role string, m *checkpoint.Model, weight float64) int
 }
 
 // openBase makes an entry for every tensor that the output will have before
-// any change: restored from FP8 or 4 bits, with layers replicated, with a name for a
-// tied head.
+// any change: with layers replicated, with a name for a tied head.
 func (p *planner) openBase() error {
-	scales, err := p.findScales()
-	if err != nil {
+	if err := p.restore(); err != nil {
 		return err
 	}
-	p.restoreQuantized()
 	for _, spec := range p.base.Specs() {
-		if scales.drop[spec.Name] {
-			p.dropped = append(p.dropped, spec.Name)
-			continue
-		}
-		e := &entry{name: spec.Name, spec: spec, read: plan.Whole(0, spec)}
-		if s, ok := scales.of[spec.Name]; ok {
-			e.restore, e.stacked = []plan.Stage{s}, len(spec.Shape) == 3
-		}
-		p.add(e)
+		p.add(&entry{name: spec.Name, spec: spec, read: plan.Whole(0, spec)})
 	}
 	if err := p.replicate(); err != nil {
 		return err
@@ -586,8 +575,6 @@ func (p *planner) build() error {
 // a blend of what each adapter alone would do.
 func (p *planner) step(e *entry) (plan.Step, error) {
 	step := plan.Step{Read: e.read, Write: plan.Placement{Tensor: e.name, DType: p.writtenAs(e)}}
-	step.Stages = slices.Clone(e.restore)
-	step.Restore = len(e.restore)
 	allAdditive := true
 	for _, t := range e.terms {
 		allAdditive = allAdditive && t.additive
@@ -600,9 +587,9 @@ func (p *planner) step(e *entry) (plan.Step, error) {
 	case len(e.terms) == 1 && e.terms[0].weight == 1:
 		t := e.terms[0]
 		if t.replaces != nil {
-			step.Read, step.Stages, step.Restore = *t.replaces, nil, 0
+			step.Read = *t.replaces
 		}
-		step.Stages = append(step.Stages, t.stages...)
+		step.Stages = slices.Clone(t.stages)
 	default:
 		op, err := p.blend(e)
 		if err != nil {
@@ -610,7 +597,7 @@ func (p *planner) step(e *entry) (plan.Step, error) {
 		}
 		step.Stages = append(step.Stages, plan.Stage{Op: op, Sides: op.sides()})
 	}
-	step.Judge = len(step.Stages) > step.Restore
+	step.Judge = len(step.Stages) > 0
 	if e.stacked {
 		step.Read.Cols = e.spec.Shape[2]
 		step.Read.To = e.spec.Shape[0] * e.spec.Shape[1]
@@ -652,29 +639,6 @@ func (p *planner) blend(e *entry) (Blend, error) {
 		op.Branches = append(op.Branches, br)
 	}
 	return op, nil
-}
-
-// outDType is the type a tensor is written as: the one asked for, 16 bits
-// instead of FP8, else what it was.
-func (p *planner) outDType(in tensor.DType) tensor.DType {
-	switch {
-	case !in.IsFloat():
-		return in
-	case p.options.DType != tensor.NoDType:
-		return p.options.DType
-	case in.IsFP8():
-		return p.sixteenBit()
-	}
-	return in
-}
-
-// sixteenBit is what an FP8 model computes in: the config's type if it is one
-// of 16 bits, else BF16.
-func (p *planner) sixteenBit() tensor.DType {
-	if p.config.DType() == tensor.F16 {
-		return tensor.F16
-	}
-	return tensor.BF16
 }
 
 // view is the base as an adapter sees it: with replicated layers and a name for

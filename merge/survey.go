@@ -71,7 +71,7 @@ func readFull(src io.ReaderAt, p []byte, off int64) error {
 // sameAs reports whether a tensor of an adapter is what the entry holds anyway,
 // in the element type of the entry.
 func (p *planner) sameAs(s plan.Slice, e *entry) (bool, error) {
-	if len(e.restore) > 0 || e.read.Input != 0 {
+	if e.read.Input != 0 {
 		return false, nil
 	}
 	return p.sameBytes(s, e.read)

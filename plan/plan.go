@@ -115,11 +115,8 @@ type Step struct {
 	Stages []Stage
 	Write  Placement
 	// Judge asks for delta, rounding and survival figures of this step: its
-	// stages carry a fine-tune rather than a change of format. The first
-	// Restore stages only bring the input to its true values (scales of FP8)
-	// and are not part of the delta.
-	Judge   bool
-	Restore int
+	// stages carry a fine-tune rather than a change of format.
+	Judge bool
 }
 
 // Copies reports whether the step moves bytes without looking at them.

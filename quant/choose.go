@@ -24,6 +24,7 @@ type target struct {
 	spec       tensor.Spec // of the source
 	module     string
 	shape      tensor.Shape // as quantized: (out, in)
+	dtype      tensor.DType // that the codes are decoded to
 	transposed bool         // stored as (in, out)
 	bytes      int64        // of all it becomes
 }
@@ -101,7 +102,7 @@ func (p *planner) choose() error {
 		if err := p.checkSource(s); err != nil {
 			return err
 		}
-		t := &target{spec: s, module: module, shape: s.Shape}
+		t := &target{spec: s, module: module, shape: s.Shape, dtype: p.dtypeOf(s)}
 		if arch.StoresConv1D(p.config.ModelType(), module) {
 			t.transposed, t.shape = true, tensor.Shape{s.Shape[1], s.Shape[0]}
 		}

@@ -28,7 +28,11 @@ func (p *planner) layout(q *Quantization) (*checkpoint.Layout, error) {
 	if err != nil {
 		return nil, err
 	}
-	return checkpoint.NewLayout(p.options.Output, p.view.Specs(), sidecars, checkpoint.Options{
+	specs := make([]tensor.Spec, len(p.plan.Steps))
+	for i, s := range p.plan.Steps {
+		specs[i] = tensor.Spec{Name: s.Write.Tensor, DType: s.Write.DType, Shape: s.Read.Spec.Shape}
+	}
+	return checkpoint.NewLayout(p.options.Output, specs, sidecars, checkpoint.Options{
 		ShardSize: p.options.ShardSize,
 		Metadata:  q.Metadata(nil),
 	})

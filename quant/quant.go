@@ -94,6 +94,9 @@ func Plan(base *checkpoint.Model, o Options) (*Quantization, error) {
 	if err := base.RefuseGGUF("a quantization for bitsandbytes from"); err != nil {
 		return nil, err
 	}
+	if err := base.CheckScales(); err != nil {
+		return nil, err
+	}
 	if err := p.checkOptions(); err != nil {
 		return nil, err
 	}
@@ -112,7 +115,7 @@ func Plan(base *checkpoint.Model, o Options) (*Quantization, error) {
 	p.view = newView(p)
 	for _, s := range p.view.Specs() {
 		p.plan.Steps = append(p.plan.Steps, plan.Step{
-			Read: plan.Whole(0, s), Write: plan.Placement{Tensor: s.Name, DType: s.DType},
+			Read: plan.Whole(0, s), Write: plan.Placement{Tensor: s.Name, DType: p.writtenAs(s)},
 		})
 	}
 	q := &Quantization{Plan: p.plan, View: p.view, base: base, opts: p.options}
@@ -163,7 +166,28 @@ func (p *planner) modelDType() tensor.DType {
 	if _, ok := computeNames[d]; ok {
 		return d
 	}
-	return p.targets[0].spec.DType
+	return p.dtypeOf(p.targets[0].spec)
+}
+
+// writtenAs is the type of a tensor of the view in the output: what is left alone of
+// an FP8 model is written in 16 bits.
+func (p *planner) writtenAs(s tensor.Spec) tensor.DType {
+	if _, computed := p.view.parts[s.Name]; computed {
+		return s.DType
+	}
+	return p.dtypeOf(s)
+}
+
+// dtypeOf is the type that a weight has in memory: its own, but of what is stored as
+// FP8, which is read as float32, the 16 bits that the model computes in.
+func (p *planner) dtypeOf(s tensor.Spec) tensor.DType {
+	if d, ok := p.base.Derived(s.Name); !ok || !d.FP8 {
+		return s.DType
+	}
+	if p.config.DType() == tensor.F16 {
+		return tensor.F16
+	}
+	return tensor.BF16
 }
 
 func (p *planner) addInput() {

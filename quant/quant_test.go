@@ -711,6 +711,48 @@ func TestRequantize(t *testing.T) {
 	}
 }
 
+// TestRequantizeFP8 quantizes what FP8 stands for as if it were stored so, but that it
+// is decoded to the model's 16 bits. What is left alone is written in those.
+func TestRequantizeFP8(t *testing.T) {
+	const config = `{"dtype": "float16", "quantization_config": {"quant_method": "fp8"}}`
+	codes := write(t, config, []tensor.Spec{
+		spec("a.q_proj.weight", tensor.F8E4M3, 8, 64), spec("a.q_proj.weight_scale", tensor.BF16, 8, 1),
+		spec("a.experts.0.w1.weight", tensor.F8E4M3, 8, 64), spec("a.experts.0.w1.weight_scale", tensor.F32),
+	}, func(s tensor.Spec, x []float32) {
+		for i := range x {
+			x[i] = float32(i%13) - 6.5
+		}
+	})
+	if _, err := quant.Plan(open(t, codes), quant.Options{Type: quant.NF4, Output: "x"}); err == nil || !strings.Contains(err.Error(), "quantized already, as f8_e4m3") {
+		t.Errorf("error %v", err)
+	}
+	q := mustPlan(t, codes, quant.Options{Type: quant.NF4, Requantize: true})
+	// The same numbers in float32.
+	base := open(t, codes)
+	plain := write(t, `{}`, []tensor.Spec{spec("a.q_proj.weight", tensor.F32, 8, 64)}, func(s tensor.Spec, x []float32) {
+		codec, _ := block.For(tensor.F32)
+		codec.Decode32(x, readAll(t, base, s))
+	})
+	twin := mustPlan(t, plain, quant.Options{Type: quant.NF4})
+	for _, s := range twin.View.Specs() {
+		got, want := readAll(t, q.View, s), readAll(t, twin.View, s)
+		if strings.Contains(s.Name, "quant_state") {
+			want = bytes.Replace(want, []byte("float32"), []byte("float16"), 1)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s is %q, want %q", s.Name, got, want)
+		}
+	}
+	for _, s := range q.Plan.Steps {
+		if s.Write.Tensor == "a.experts.0.w1.weight" && s.Write.DType != tensor.F16 {
+			t.Errorf("the expert is written as %v", s.Write.DType)
+		}
+	}
+	if len(q.Plan.Steps) != len(twin.Plan.Steps)+1 {
+		t.Errorf("%d steps", len(q.Plan.Steps))
+	}
+}
+
 // TestOldConfigs leaves no quantization_config of another tower behind.
 func TestOldConfigs(t *testing.T) {
 	dir := t.TempDir()

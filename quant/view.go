@@ -124,7 +124,7 @@ func (v *View) split(t *target) {
 
 // state is what is stored about a 4-bit weight.
 func (v *View) state(t *target, offset float32) block.FourBitState {
-	s := block.FourBitState{Type: v.format.kind.fourBit(), BlockSize: v.format.blockSize, DType: t.spec.DType, Shape: t.shape}
+	s := block.FourBitState{Type: v.format.kind.fourBit(), BlockSize: v.format.blockSize, DType: t.dtype, Shape: t.shape}
 	if v.format.double {
 		s.Nested, s.NestedSize, s.Offset = true, block.NestedSize, offset
 	}

@@ -168,7 +168,7 @@ func (c *loftqComparer) pairsOf(s *plan.Step) (*loftqSums, error) {
 		return &ScopeError{c.adapter.Source.Path, s.Write.Tensor, fmt.Sprintf(format, args...)}
 	}
 	sums := &loftqSums{step: s, q: s.Read.Spec}
-	for _, st := range s.Stages[s.Restore:] {
+	for _, st := range s.Stages {
 		var scale float64
 		var rank int64
 		switch op := st.Op.(type) {
@@ -195,8 +195,8 @@ func (c *loftqComparer) pairsOf(s *plan.Step) (*loftqSums, error) {
 		return nil, &checkpoint.InputError{Path: c.base.Path, Err: fmt.Errorf("there is no tensor %q, which the quantized model has", s.Read.Tensor)}
 	}
 	switch {
-	case s.Restore > 0 || sums.q.DType.IsFP8() || sums.w.DType.IsFP8():
-		return nil, refuse("it is stored as FP8, which is not compared")
+	case sums.q.DType.IsFP8() || sums.w.DType.IsFP8():
+		return nil, refuse("it is stored as FP8 without a scale, which is not compared")
 	case !sums.w.DType.IsFloat():
 		return nil, &checkpoint.InputError{Path: c.base.Path, Err: fmt.Errorf("tensor %q is stored as %s", sums.w.Name, sums.w.DType)}
 	case !sums.w.Shape.Equal(sums.q.Shape):

@@ -51,12 +51,12 @@ var methods = map[string]string{
 
 // storedQuantization says how the weights are stored, "" if they are numbers.
 func (s *subject) storedQuantization() string {
-	if len(s.model.Quantization()) > 0 {
-		return storedBitsAndBytes
-	}
 	for _, spec := range s.model.Specs() {
+		d, derived := s.model.Derived(spec.Name)
 		switch {
-		case spec.DType == tensor.F8E4M3 || spec.DType == tensor.F8E5M2:
+		case derived && !d.FP8:
+			return storedBitsAndBytes
+		case derived || spec.DType == tensor.F8E4M3 || spec.DType == tensor.F8E5M2:
 			return storedFP8
 		case strings.HasSuffix(spec.Name, ".qweight"):
 			return storedPacked

@@ -214,7 +214,7 @@ func checkDTypes(_ context.Context, s *subject) error {
 	if stated := s.config.DType(); stated != tensor.NoDType && len(counts) > 0 && counts[stated] == 0 && !holdsFP8(counts) {
 		s.add("dtype-config", "", "the config says %s, the matrices are %s", stated, listTypes(counts))
 	}
-	if len(counts) > 1 && !holdsFP8(counts) { // FP8 has scales of another type
+	if len(counts) > 1 && !holdsFP8(counts) { // FP8 is beside tables of another type
 		s.add("dtype-mixed", "", "the matrices are %s", listTypes(counts))
 	}
 	return nil

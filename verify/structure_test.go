@@ -48,6 +48,18 @@ func setting(key string, value any) func(map[string]any) {
 	return func(config map[string]any) { config["quantization_config"].(map[string]any)[key] = value }
 }
 
+// fp8 stores one weight in FP8 with a scale for each row; method goes to the config.
+func fp8(method string) func(t *testing.T) string {
+	return llama(func(f *fixture) {
+		name := layer1 + "mlp.up_proj.weight"
+		f.set(tensor.Spec{Name: name, DType: tensor.F8E4M3, Shape: tensor.Shape{40, 32}}, f.values[name])
+		f.set(tensor.Spec{Name: name + "_scale", DType: tensor.F32, Shape: tensor.Shape{40, 1}}, slices.Repeat([]float64{0.5}, 40))
+		if method != "" {
+			f.config["quantization_config"] = map[string]any{"quant_method": method}
+		}
+	})
+}
+
 const layer1 = "model.layers.1."
 
 var structureDefects = []defect{
@@ -57,6 +69,7 @@ var structureDefects = []defect{
 	{"clean nf4", codes(quant.Options{Type: quant.NF4}, func(map[string]any) {}), nil},
 	{"clean nf4 double", codes(quant.Options{Type: quant.NF4, DoubleQuant: true}, func(map[string]any) {}), nil},
 	{"clean int8", codes(quant.Options{Type: quant.Int8}, func(map[string]any) {}), nil},
+	{"clean fp8", fp8("fbgemm_fp8"), nil},
 	{"clean gguf", func(t *testing.T) string { return tinyGGUF(t, func(*gguf.Metadata) {}, 8, 0) }, nil},
 	{"clean without head", llama(func(f *fixture) {
 		f.config["architectures"] = []string{"LlamaModel"}
@@ -142,6 +155,8 @@ var structureDefects = []defect{
 		f.config["quantization_config"] = map[string]any{"quant_method": "bitsandbytes", "load_in_4bit": true}
 	}), []string{"quantization-stale"}},
 	{"quantization_config lost", codes(quant.Options{Type: quant.NF4}, func(c map[string]any) { delete(c, "quantization_config") }), []string{"quantization-missing"}},
+	{"quantization_config of fp8 lost", fp8(""), []string{"quantization-missing"}},
+	{"bitsandbytes for fp8", fp8("bitsandbytes"), []string{"quantization-differs"}},
 	{"other method", codes(quant.Options{Type: quant.NF4}, setting("quant_method", "gptq")), []string{"quantization-differs"}},
 	{"other 4-bit type", codes(quant.Options{Type: quant.NF4}, setting("bnb_4bit_quant_type", "fp4")), []string{"quantization-differs model.layers.0.mlp.down_proj.weight"}},
 	{"other scales", codes(quant.Options{Type: quant.NF4}, setting("bnb_4bit_use_double_quant", true)), []string{"quantization-differs model.layers.0.mlp.down_proj.weight"}},

@@ -19,7 +19,8 @@ import (
 
 // Derived says how a tensor is stored that is not what it looks like.
 type Derived struct {
-	Kind      string   // "nf4", "fp4" or "int8", all of bitsandbytes; of GGUF the type, as "q4_K"
+	Kind      string   // "nf4", "fp4" or "int8", all of bitsandbytes; of FP8 and GGUF the type, as "f8_e4m3" or "q4_K"
+	FP8       bool     // numbers times scales, see derived_fp8.go
 	BlockSize int      // of the types in blocks
 	Nested    bool     // the scales are quantized too
 	Parts     []string // the stored tensors, the weight's own first
@@ -76,7 +77,7 @@ func (m *Model) derive() error {
 		return m.deriveBlocks()
 	}
 	part := make(map[string]bool)
-	for _, find := range []func(tensor.Spec) (*derived, error){m.fourBit, m.int8} {
+	for _, find := range []func(tensor.Spec) (*derived, error){m.fourBit, m.int8, m.fp8} {
 		for _, s := range m.raw {
 			d, err := find(s)
 			if err != nil {
@@ -95,16 +96,34 @@ func (m *Model) derive() error {
 	if err := m.refuseOrphans(part); err != nil || len(part) == 0 {
 		return err
 	}
+	fp8 := slices.ContainsFunc(m.raw, func(s tensor.Spec) bool { d := m.derived[s.Name]; return d != nil && d.FP8 })
 	m.specs = nil
 	for _, s := range m.raw {
 		switch d := m.derived[s.Name]; {
 		case d != nil:
 			m.specs = append(m.specs, d.spec)
-		case !part[s.Name]:
+		case !part[s.Name] && !(fp8 && isRuntimeScale(s.Name)):
 			m.specs = append(m.specs, s)
 		}
 	}
 	return nil
+}
+
+// Hidden returns the names of the stored tensors that have no meaning of their own:
+// parts of a derived tensor beside its codes, and what FP8 arithmetic needs at run
+// time.
+func (m *Model) Hidden() []string {
+	seen := make(map[string]bool, len(m.specs))
+	for _, s := range m.specs {
+		seen[s.Name] = true
+	}
+	var names []string
+	for _, s := range m.raw {
+		if !seen[s.Name] {
+			names = append(names, s.Name)
+		}
+	}
+	return names
 }
 
 // RawSpecs returns the tensors as they are stored, in the order of their data. They
@@ -288,25 +307,40 @@ func (l located) read() ([]byte, error) {
 	return data, nil
 }
 
-// floats is a stored F32 tensor of which parts are read.
+// floats is a stored tensor of numbers of which parts are read, as float32.
 type floats struct {
 	name, path string
 	src        io.ReaderAt
+	width      int64 // bytes of an element
+	decode     func(dst []float32, src []byte)
 }
 
 func (l located) floats() (floats, error) {
 	src, err := l.section()
-	return floats{l.Name, l.file.path, src}, err
+	decode, _ := scaleDecoder(l.DType) // the callers have checked the type
+	return floats{l.Name, l.file.path, src, l.DType.Bits() / 8, decode}, err
+}
+
+// scaleDecoder returns what reads the scales of a type: numbers, or exponents of two
+// by themselves, which are also stored as U8.
+func scaleDecoder(d tensor.DType) (decode func(dst []float32, src []byte), ok bool) {
+	if d == tensor.F8E8M0 || d == tensor.U8 {
+		return block.DecodeE8M0, true
+	}
+	codec, ok := block.For(d)
+	if !ok {
+		return nil, false
+	}
+	return codec.Decode32, true
 }
 
 // read returns elements [first, first+n), all finite.
 func (f floats) read(b *scratch, dst []float32, first int64, n int) ([]float32, error) {
-	dst, b.raw = grow(dst, n), grow(b.raw, 4*n)
-	if err := readFull(f.src, b.raw, 4*first); err != nil {
+	dst, b.raw = grow(dst, n), grow(b.raw, n*int(f.width))
+	if err := readFull(f.src, b.raw, first*f.width); err != nil {
 		return dst, err
 	}
-	codec, _ := block.For(tensor.F32)
-	codec.Decode32(dst, b.raw)
+	f.decode(dst, b.raw)
 	return dst, checkFinite(f.path, f.name, dst, first)
 }
 

@@ -123,6 +123,7 @@ func TestDerivedRanges(t *testing.T) {
 			return dir
 		}},
 		{"int8", func(t *testing.T) string { return int8Model(t, 300, 403, nil) }},
+		{"fp8", func(t *testing.T) string { return fp8Model(t, 300, 403) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := mustOpen(t, c.dir(t), hfrepo.Cache{})
