@@ -2,6 +2,8 @@
 
 package kernel
 
+import "math"
+
 // searchState and searchRoom are what eight groups need while they are searched: the
 // figures of each, and their numbers, weights and codes with a row for each place.
 type (
@@ -126,4 +128,97 @@ func recodeBlocks(codes []uint8, x []float32, scale, offset float32, least, most
 	codes = codes[:n]
 	recodeAVX2(&codes[0], &x[0], n/8, scale, offset, least, most)
 	return n
+}
+
+// gridRoom is what eight candidates of a search over a grid need: what their levels stand
+// for, with a row for each place, and behind it the rows named here. Some hold integers.
+type gridRoom = [39][8]float32
+
+const (
+	gridNumbers  = 32 + iota // of a tuple
+	gridOutside              // bits of tuples
+	gridLost                 // bits of tuples
+	gridProducts             // sum w x q
+	gridSquares              // sum w q²
+	gridInverse
+	gridScale
+)
+
+// gridEights tries all candidates, eight at a time.
+func gridEights(f *gridFit, x, w, roots []float32, grid *Grid, spans []float32, extent float32) bool {
+	if current() == generic || len(x) == 0 {
+		return false
+	}
+	var room gridRoom
+	for len(spans) > 0 {
+		n := min(len(spans), 8)
+		for i, span := range spans[:n] {
+			room[gridInverse][i] = span / extent
+			room[gridScale][i] = 1 / room[gridInverse][i]
+		}
+		tryGrid(&room, n, x, w, roots, grid)
+		best := -1
+		for i := range n {
+			f.Lost = f.Lost || math.Float32bits(room[gridLost][i]) != 0
+			if f.better(room[gridProducts][i], room[gridSquares][i]) {
+				f.Outside = uint8(math.Float32bits(room[gridOutside][i]))
+				best = i
+			}
+		}
+		if best >= 0 {
+			takeLevels(f.levels, &room, best, 0xff, grid.width)
+		}
+		spans = spans[n:]
+	}
+	return true
+}
+
+// regridOne is one candidate, of which a set of tuples counts.
+func regridOne(levels []uint8, x, w, roots []float32, grid *Grid, scale float32, set uint8) (lost uint8, done bool) {
+	if current() == generic || len(x) == 0 {
+		return 0, false
+	}
+	var room gridRoom
+	room[gridInverse][0], room[gridScale][0] = 1/scale, scale
+	tryGrid(&room, 1, x, w, roots, grid)
+	takeLevels(levels, &room, 0, set, grid.width)
+	return uint8(math.Float32bits(room[gridLost][0])) & set, true
+}
+
+// tryGrid chooses levels for n candidates.
+func tryGrid(room *gridRoom, n int, x, w, roots []float32, grid *Grid) {
+	clear(room[gridOutside][:])
+	clear(room[gridLost][:])
+	if grid.width == 8 {
+		grid8AVX2(room, &x[0], &w[0], &roots[0], len(x)/8, n, &grid.places[0], &grid.lists[0])
+	} else {
+		grid4AVX2(room, &x[0], &w[0], &roots[0], len(x)/4, n, &grid.places[0], &grid.lists[0])
+	}
+}
+
+// takeLevels takes those of a candidate, for a set of tuples.
+func takeLevels(levels []uint8, room *gridRoom, candidate int, set uint8, width int) {
+	for i := range levels {
+		if set>>(i/width)&1 != 0 {
+			levels[i] = uint8(int32(room[i][candidate]) / 2)
+		}
+	}
+}
+
+// nearestTupleBlocks searches leading tuples, a multiple of eight, and returns how many, and
+// the place of the best or -1.
+func nearestTupleBlocks(list []uint32, x, w []float32, scaled *[8]float32, least *float32) (done, at int) {
+	done = len(list) &^ 7
+	if current() == generic || done == 0 {
+		return 0, -1
+	}
+	if len(x) == 8 {
+		at = nearestTuple8AVX2(&list[0], done/8, &x[0], &w[0], scaled, least)
+	} else {
+		at = nearestTuple4AVX2(&list[0], done/8, &x[0], &w[0], scaled, least)
+	}
+	if *least == math.MaxFloat32 {
+		at = -1
+	}
+	return done, at
 }

@@ -2120,3 +2120,1001 @@ blocks_end:
 	ADDQ $0x01, BX
 	VZEROUPPER
 	RET
+
+// func grid8AVX2(room *[39][8]float32, x *float32, w *float32, roots *float32, tuples int, lanes int, places *int32, lists *uint32)
+// Requires: AVX, AVX2
+TEXT ·grid8AVX2(SB), NOSPLIT, $0-64
+	MOVQ room+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ roots+24(FP), DX
+	MOVQ places+48(FP), BX
+	MOVQ lists+56(FP), SI
+	MOVQ AX, DI
+	MOVQ tuples+32(FP), R9
+	MOVL $0x00000001, R8
+	SUBQ $0x01, R9
+	JLT  tuples_end
+
+tuples:
+	VMOVUPS      1184(AX), Y0
+	VBROADCASTSS 28(CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most3<>+0(SB), Y2, Y2
+	VMOVAPS      Y2, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, 224(DI)
+	VBROADCASTSS 24(CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most3<>+0(SB), Y2, Y2
+	VPADDD       Y1, Y1, Y3
+	VPADDD       Y3, Y1, Y1
+	VPADDD       Y2, Y1, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, 192(DI)
+	VBROADCASTSS 20(CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most3<>+0(SB), Y2, Y2
+	VPADDD       Y1, Y1, Y3
+	VPADDD       Y3, Y1, Y1
+	VPADDD       Y2, Y1, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, 160(DI)
+	VBROADCASTSS 16(CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most3<>+0(SB), Y2, Y2
+	VPADDD       Y1, Y1, Y3
+	VPADDD       Y3, Y1, Y1
+	VPADDD       Y2, Y1, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, 128(DI)
+	VBROADCASTSS 12(CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most3<>+0(SB), Y2, Y2
+	VPADDD       Y1, Y1, Y3
+	VPADDD       Y3, Y1, Y1
+	VPADDD       Y2, Y1, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, 96(DI)
+	VBROADCASTSS 8(CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most3<>+0(SB), Y2, Y2
+	VPADDD       Y1, Y1, Y3
+	VPADDD       Y3, Y1, Y1
+	VPADDD       Y2, Y1, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, 64(DI)
+	VBROADCASTSS 4(CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most3<>+0(SB), Y2, Y2
+	VPADDD       Y1, Y1, Y3
+	VPADDD       Y3, Y1, Y1
+	VPADDD       Y2, Y1, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, 32(DI)
+	VBROADCASTSS (CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most3<>+0(SB), Y2, Y2
+	VPADDD       Y1, Y1, Y0
+	VPADDD       Y0, Y1, Y1
+	VPADDD       Y2, Y1, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, (DI)
+	VMOVDQU      Y1, 1024(AX)
+	XORQ         R10, R10
+
+lanes:
+	MOVL         1024(AX)(R10*4), R11
+	MOVLQSX      (BX)(R11*4), R11
+	TESTQ        R11, R11
+	JGE          next
+	ORL          R8, 1056(AX)(R10*4)
+	NOTQ         R11
+	LEAQ         4(SI)(R11*4), R11
+	MOVL         -4(R11), R12
+	ADDQ         $0x07, R12
+	SHRQ         $0x03, R12
+	VBROADCASTSS 1216(AX)(R10*4), Y0
+	VMULPS       search_odd<>+0(SB), Y0, Y0
+	MOVQ         R11, R13
+	VBROADCASTSS (CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS (DX), Y2
+	VMULPS       Y1, Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VBROADCASTSS 4(CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 4(DX), Y3
+	VMULPS       Y1, Y3, Y3
+	VMULPS       Y1, Y3, Y3
+	VBROADCASTSS 8(CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 8(DX), Y4
+	VMULPS       Y1, Y4, Y4
+	VMULPS       Y1, Y4, Y4
+	VBROADCASTSS 12(CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 12(DX), Y5
+	VMULPS       Y1, Y5, Y5
+	VMULPS       Y1, Y5, Y5
+	VBROADCASTSS 16(CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 16(DX), Y6
+	VMULPS       Y1, Y6, Y6
+	VMULPS       Y1, Y6, Y6
+	VBROADCASTSS 20(CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 20(DX), Y7
+	VMULPS       Y1, Y7, Y7
+	VMULPS       Y1, Y7, Y7
+	VBROADCASTSS 24(CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 24(DX), Y8
+	VMULPS       Y1, Y8, Y8
+	VMULPS       Y1, Y8, Y8
+	VBROADCASTSS 28(CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 28(DX), Y0
+	VMULPS       Y1, Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      search_count<>+0(SB), Y9
+	VMOVUPS      search_largest<>+0(SB), Y1
+	VMOVAPS      Y9, Y10
+	SUBQ         $0x01, R12
+	JLT          neighbours_end
+
+neighbours:
+	VMOVUPS   (R13), Y11
+	VPERMPS   Y2, Y11, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y3, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y4, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y5, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y6, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y7, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y8, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y0, Y11, Y11
+	VADDPS    Y11, Y12, Y12
+	VCMPPS    $0x11, Y1, Y12, Y11
+	VBLENDVPS Y11, Y12, Y1, Y1
+	VBLENDVPS Y11, Y9, Y10, Y10
+	VPADDD    search_eights<>+0(SB), Y9, Y9
+	ADDQ      $0x20, R13
+	SUBQ      $0x01, R12
+	JGE       neighbours
+
+neighbours_end:
+	ADDQ       $0x01, R12
+	VMOVAPS    Y1, Y0
+	VPERM2F128 $0x01, Y0, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VPSHUFD    $0x4e, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VPSHUFD    $0xb1, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VCMPPS     $0x00, Y0, Y1, Y1
+	VMOVUPS    search_never<>+0(SB), Y2
+	VBLENDVPS  Y1, Y10, Y2, Y10
+	VPERM2F128 $0x01, Y10, Y10, Y1
+	VPMINSD    Y1, Y10, Y10
+	VPSHUFD    $0x4e, Y10, Y1
+	VPMINSD    Y1, Y10, Y10
+	VPSHUFD    $0xb1, Y10, Y1
+	VPMINSD    Y1, Y10, Y10
+	VMOVD      X10, R12
+	VMOVD      X0, R13
+	CMPL       R13, $0x7f7fffff
+	JE         lost
+	MOVL       (R11)(R12*4), R13
+	JMP        choose
+
+lost:
+	ORL  R8, 1088(AX)(R10*4)
+	XORL R13, R13
+
+choose:
+	VMOVD        R13, X0
+	VPBROADCASTD X0, Y0
+	VPSRLVD      search_shifts<>+0(SB), Y0, Y0
+	VPAND        search_seven<>+0(SB), Y0, Y0
+	VPADDD       Y0, Y0, Y0
+	VPADDD       search_unit<>+0(SB), Y0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VEXTRACTPS   $0x00, X0, (DI)(R10*4)
+	VEXTRACTPS   $0x01, X0, 32(DI)(R10*4)
+	VEXTRACTPS   $0x02, X0, 64(DI)(R10*4)
+	VEXTRACTPS   $0x03, X0, 96(DI)(R10*4)
+	VEXTRACTF128 $0x01, Y0, X0
+	VEXTRACTPS   $0x00, X0, 128(DI)(R10*4)
+	VEXTRACTPS   $0x01, X0, 160(DI)(R10*4)
+	VEXTRACTPS   $0x02, X0, 192(DI)(R10*4)
+	VEXTRACTPS   $0x03, X0, 224(DI)(R10*4)
+
+next:
+	INCQ R10
+	MOVQ lanes+40(FP), R11
+	CMPQ R10, R11
+	JLT  lanes
+	ADDQ $0x00000100, DI
+	ADDQ $0x20, CX
+	ADDQ $0x20, DX
+	SHLL $0x01, R8
+	SUBQ $0x01, R9
+	JGE  tuples
+
+tuples_end:
+	ADDQ   $0x01, R9
+	MOVQ   x+8(FP), CX
+	MOVQ   w+16(FP), DX
+	MOVQ   tuples+32(FP), BX
+	MOVQ   AX, SI
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	SUBQ   $0x01, BX
+	JLT    sums_end
+
+sums:
+	VMOVUPS      (SI), Y4
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS (CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMOVUPS      32(SI), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 4(CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMOVUPS      64(SI), Y4
+	VBROADCASTSS 8(DX), Y2
+	VBROADCASTSS 8(CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMOVUPS      96(SI), Y4
+	VBROADCASTSS 12(DX), Y2
+	VBROADCASTSS 12(CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMOVUPS      128(SI), Y4
+	VBROADCASTSS 16(DX), Y2
+	VBROADCASTSS 16(CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMOVUPS      160(SI), Y4
+	VBROADCASTSS 20(DX), Y2
+	VBROADCASTSS 20(CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMOVUPS      192(SI), Y4
+	VBROADCASTSS 24(DX), Y2
+	VBROADCASTSS 24(CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMOVUPS      224(SI), Y4
+	VBROADCASTSS 28(DX), Y2
+	VBROADCASTSS 28(CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	ADDQ         $0x00000100, SI
+	ADDQ         $0x20, CX
+	ADDQ         $0x20, DX
+	SUBQ         $0x01, BX
+	JGE          sums
+
+sums_end:
+	ADDQ    $0x01, BX
+	VMOVUPS Y0, 1120(AX)
+	VMOVUPS Y1, 1152(AX)
+	VZEROUPPER
+	RET
+
+DATA search_one<>+0(SB)/4, $0x3f800000
+DATA search_one<>+4(SB)/4, $0x3f800000
+DATA search_one<>+8(SB)/4, $0x3f800000
+DATA search_one<>+12(SB)/4, $0x3f800000
+DATA search_one<>+16(SB)/4, $0x3f800000
+DATA search_one<>+20(SB)/4, $0x3f800000
+DATA search_one<>+24(SB)/4, $0x3f800000
+DATA search_one<>+28(SB)/4, $0x3f800000
+GLOBL search_one<>(SB), RODATA|NOPTR, $32
+
+DATA search_half<>+0(SB)/4, $0x3f000000
+DATA search_half<>+4(SB)/4, $0x3f000000
+DATA search_half<>+8(SB)/4, $0x3f000000
+DATA search_half<>+12(SB)/4, $0x3f000000
+DATA search_half<>+16(SB)/4, $0x3f000000
+DATA search_half<>+20(SB)/4, $0x3f000000
+DATA search_half<>+24(SB)/4, $0x3f000000
+DATA search_half<>+28(SB)/4, $0x3f000000
+GLOBL search_half<>(SB), RODATA|NOPTR, $32
+
+DATA search_magic<>+0(SB)/4, $0x4b400000
+DATA search_magic<>+4(SB)/4, $0x4b400000
+DATA search_magic<>+8(SB)/4, $0x4b400000
+DATA search_magic<>+12(SB)/4, $0x4b400000
+DATA search_magic<>+16(SB)/4, $0x4b400000
+DATA search_magic<>+20(SB)/4, $0x4b400000
+DATA search_magic<>+24(SB)/4, $0x4b400000
+DATA search_magic<>+28(SB)/4, $0x4b400000
+GLOBL search_magic<>(SB), RODATA|NOPTR, $32
+
+DATA search_fraction<>+0(SB)/4, $0x007fffff
+DATA search_fraction<>+4(SB)/4, $0x007fffff
+DATA search_fraction<>+8(SB)/4, $0x007fffff
+DATA search_fraction<>+12(SB)/4, $0x007fffff
+DATA search_fraction<>+16(SB)/4, $0x007fffff
+DATA search_fraction<>+20(SB)/4, $0x007fffff
+DATA search_fraction<>+24(SB)/4, $0x007fffff
+DATA search_fraction<>+28(SB)/4, $0x007fffff
+GLOBL search_fraction<>(SB), RODATA|NOPTR, $32
+
+DATA search_bias<>+0(SB)/4, $0x00400000
+DATA search_bias<>+4(SB)/4, $0x00400000
+DATA search_bias<>+8(SB)/4, $0x00400000
+DATA search_bias<>+12(SB)/4, $0x00400000
+DATA search_bias<>+16(SB)/4, $0x00400000
+DATA search_bias<>+20(SB)/4, $0x00400000
+DATA search_bias<>+24(SB)/4, $0x00400000
+DATA search_bias<>+28(SB)/4, $0x00400000
+GLOBL search_bias<>(SB), RODATA|NOPTR, $32
+
+DATA search_zero<>+0(SB)/4, $0x00000000
+DATA search_zero<>+4(SB)/4, $0x00000000
+DATA search_zero<>+8(SB)/4, $0x00000000
+DATA search_zero<>+12(SB)/4, $0x00000000
+DATA search_zero<>+16(SB)/4, $0x00000000
+DATA search_zero<>+20(SB)/4, $0x00000000
+DATA search_zero<>+24(SB)/4, $0x00000000
+DATA search_zero<>+28(SB)/4, $0x00000000
+GLOBL search_zero<>(SB), RODATA|NOPTR, $32
+
+DATA search_most3<>+0(SB)/4, $0x00000002
+DATA search_most3<>+4(SB)/4, $0x00000002
+DATA search_most3<>+8(SB)/4, $0x00000002
+DATA search_most3<>+12(SB)/4, $0x00000002
+DATA search_most3<>+16(SB)/4, $0x00000002
+DATA search_most3<>+20(SB)/4, $0x00000002
+DATA search_most3<>+24(SB)/4, $0x00000002
+DATA search_most3<>+28(SB)/4, $0x00000002
+GLOBL search_most3<>(SB), RODATA|NOPTR, $32
+
+DATA search_unit<>+0(SB)/4, $0x00000001
+DATA search_unit<>+4(SB)/4, $0x00000001
+DATA search_unit<>+8(SB)/4, $0x00000001
+DATA search_unit<>+12(SB)/4, $0x00000001
+DATA search_unit<>+16(SB)/4, $0x00000001
+DATA search_unit<>+20(SB)/4, $0x00000001
+DATA search_unit<>+24(SB)/4, $0x00000001
+DATA search_unit<>+28(SB)/4, $0x00000001
+GLOBL search_unit<>(SB), RODATA|NOPTR, $32
+
+DATA search_odd<>+0(SB)/4, $0x3f800000
+DATA search_odd<>+4(SB)/4, $0x40400000
+DATA search_odd<>+8(SB)/4, $0x40a00000
+DATA search_odd<>+12(SB)/4, $0x40e00000
+DATA search_odd<>+16(SB)/4, $0x41100000
+DATA search_odd<>+20(SB)/4, $0x41300000
+DATA search_odd<>+24(SB)/4, $0x41500000
+DATA search_odd<>+28(SB)/4, $0x41700000
+GLOBL search_odd<>(SB), RODATA|NOPTR, $32
+
+DATA search_count<>+0(SB)/4, $0x00000000
+DATA search_count<>+4(SB)/4, $0x00000001
+DATA search_count<>+8(SB)/4, $0x00000002
+DATA search_count<>+12(SB)/4, $0x00000003
+DATA search_count<>+16(SB)/4, $0x00000004
+DATA search_count<>+20(SB)/4, $0x00000005
+DATA search_count<>+24(SB)/4, $0x00000006
+DATA search_count<>+28(SB)/4, $0x00000007
+GLOBL search_count<>(SB), RODATA|NOPTR, $32
+
+DATA search_largest<>+0(SB)/4, $0x7f7fffff
+DATA search_largest<>+4(SB)/4, $0x7f7fffff
+DATA search_largest<>+8(SB)/4, $0x7f7fffff
+DATA search_largest<>+12(SB)/4, $0x7f7fffff
+DATA search_largest<>+16(SB)/4, $0x7f7fffff
+DATA search_largest<>+20(SB)/4, $0x7f7fffff
+DATA search_largest<>+24(SB)/4, $0x7f7fffff
+DATA search_largest<>+28(SB)/4, $0x7f7fffff
+GLOBL search_largest<>(SB), RODATA|NOPTR, $32
+
+DATA search_eights<>+0(SB)/4, $0x00000008
+DATA search_eights<>+4(SB)/4, $0x00000008
+DATA search_eights<>+8(SB)/4, $0x00000008
+DATA search_eights<>+12(SB)/4, $0x00000008
+DATA search_eights<>+16(SB)/4, $0x00000008
+DATA search_eights<>+20(SB)/4, $0x00000008
+DATA search_eights<>+24(SB)/4, $0x00000008
+DATA search_eights<>+28(SB)/4, $0x00000008
+GLOBL search_eights<>(SB), RODATA|NOPTR, $32
+
+DATA search_never<>+0(SB)/4, $0x7fffffff
+DATA search_never<>+4(SB)/4, $0x7fffffff
+DATA search_never<>+8(SB)/4, $0x7fffffff
+DATA search_never<>+12(SB)/4, $0x7fffffff
+DATA search_never<>+16(SB)/4, $0x7fffffff
+DATA search_never<>+20(SB)/4, $0x7fffffff
+DATA search_never<>+24(SB)/4, $0x7fffffff
+DATA search_never<>+28(SB)/4, $0x7fffffff
+GLOBL search_never<>(SB), RODATA|NOPTR, $32
+
+DATA search_shifts<>+0(SB)/4, $0x00000000
+DATA search_shifts<>+4(SB)/4, $0x00000003
+DATA search_shifts<>+8(SB)/4, $0x00000006
+DATA search_shifts<>+12(SB)/4, $0x00000009
+DATA search_shifts<>+16(SB)/4, $0x0000000c
+DATA search_shifts<>+20(SB)/4, $0x0000000f
+DATA search_shifts<>+24(SB)/4, $0x00000012
+DATA search_shifts<>+28(SB)/4, $0x00000015
+GLOBL search_shifts<>(SB), RODATA|NOPTR, $32
+
+DATA search_seven<>+0(SB)/4, $0x00000007
+DATA search_seven<>+4(SB)/4, $0x00000007
+DATA search_seven<>+8(SB)/4, $0x00000007
+DATA search_seven<>+12(SB)/4, $0x00000007
+DATA search_seven<>+16(SB)/4, $0x00000007
+DATA search_seven<>+20(SB)/4, $0x00000007
+DATA search_seven<>+24(SB)/4, $0x00000007
+DATA search_seven<>+28(SB)/4, $0x00000007
+GLOBL search_seven<>(SB), RODATA|NOPTR, $32
+
+// func grid4AVX2(room *[39][8]float32, x *float32, w *float32, roots *float32, tuples int, lanes int, places *int32, lists *uint32)
+// Requires: AVX, AVX2
+TEXT ·grid4AVX2(SB), NOSPLIT, $0-64
+	MOVQ room+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ roots+24(FP), DX
+	MOVQ places+48(FP), BX
+	MOVQ lists+56(FP), SI
+	MOVQ AX, DI
+	MOVQ tuples+32(FP), R9
+	MOVL $0x00000001, R8
+	SUBQ $0x01, R9
+	JLT  tuples_end
+
+tuples:
+	VMOVUPS      1184(AX), Y0
+	VBROADCASTSS 12(CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most8<>+0(SB), Y2, Y2
+	VMOVAPS      Y2, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, 96(DI)
+	VBROADCASTSS 8(CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most8<>+0(SB), Y2, Y2
+	VPSLLD       $0x03, Y1, Y1
+	VPADDD       Y2, Y1, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, 64(DI)
+	VBROADCASTSS 4(CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most8<>+0(SB), Y2, Y2
+	VPSLLD       $0x03, Y1, Y1
+	VPADDD       Y2, Y1, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, 32(DI)
+	VBROADCASTSS (CX), Y2
+	VMULPS       Y0, Y2, Y2
+	VSUBPS       search_one<>+0(SB), Y2, Y2
+	VMULPS       search_half<>+0(SB), Y2, Y2
+	VADDPS       search_magic<>+0(SB), Y2, Y2
+	VPAND        search_fraction<>+0(SB), Y2, Y2
+	VPSUBD       search_bias<>+0(SB), Y2, Y2
+	VPMAXSD      search_zero<>+0(SB), Y2, Y2
+	VPMINSD      search_most8<>+0(SB), Y2, Y2
+	VPSLLD       $0x03, Y1, Y1
+	VPADDD       Y2, Y1, Y1
+	VPADDD       Y2, Y2, Y2
+	VPADDD       search_unit<>+0(SB), Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMOVUPS      Y2, (DI)
+	VMOVDQU      Y1, 1024(AX)
+	XORQ         R10, R10
+
+lanes:
+	MOVL         1024(AX)(R10*4), R11
+	MOVLQSX      (BX)(R11*4), R11
+	TESTQ        R11, R11
+	JGE          next
+	ORL          R8, 1056(AX)(R10*4)
+	NOTQ         R11
+	LEAQ         4(SI)(R11*4), R11
+	MOVL         -4(R11), R12
+	ADDQ         $0x07, R12
+	SHRQ         $0x03, R12
+	VBROADCASTSS 1216(AX)(R10*4), Y0
+	VMULPS       search_odd<>+0(SB), Y0, Y0
+	MOVQ         R11, R13
+	VBROADCASTSS (CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS (DX), Y2
+	VMULPS       Y1, Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VBROADCASTSS 4(CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 4(DX), Y3
+	VMULPS       Y1, Y3, Y3
+	VMULPS       Y1, Y3, Y3
+	VBROADCASTSS 8(CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 8(DX), Y4
+	VMULPS       Y1, Y4, Y4
+	VMULPS       Y1, Y4, Y4
+	VBROADCASTSS 12(CX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 12(DX), Y0
+	VMULPS       Y1, Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      search_count<>+0(SB), Y5
+	VMOVUPS      search_largest<>+0(SB), Y1
+	VMOVAPS      Y5, Y6
+	SUBQ         $0x01, R12
+	JLT          neighbours_end
+
+neighbours:
+	VMOVUPS   (R13), Y7
+	VPERMPS   Y2, Y7, Y8
+	VPSRLD    $0x03, Y7, Y7
+	VPERMPS   Y3, Y7, Y9
+	VADDPS    Y9, Y8, Y8
+	VPSRLD    $0x03, Y7, Y7
+	VPERMPS   Y4, Y7, Y9
+	VADDPS    Y9, Y8, Y8
+	VPSRLD    $0x03, Y7, Y7
+	VPERMPS   Y0, Y7, Y7
+	VADDPS    Y7, Y8, Y8
+	VCMPPS    $0x11, Y1, Y8, Y7
+	VBLENDVPS Y7, Y8, Y1, Y1
+	VBLENDVPS Y7, Y5, Y6, Y6
+	VPADDD    search_eights<>+0(SB), Y5, Y5
+	ADDQ      $0x20, R13
+	SUBQ      $0x01, R12
+	JGE       neighbours
+
+neighbours_end:
+	ADDQ       $0x01, R12
+	VMOVAPS    Y1, Y0
+	VPERM2F128 $0x01, Y0, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VPSHUFD    $0x4e, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VPSHUFD    $0xb1, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VCMPPS     $0x00, Y0, Y1, Y1
+	VMOVUPS    search_never<>+0(SB), Y2
+	VBLENDVPS  Y1, Y6, Y2, Y6
+	VPERM2F128 $0x01, Y6, Y6, Y1
+	VPMINSD    Y1, Y6, Y6
+	VPSHUFD    $0x4e, Y6, Y1
+	VPMINSD    Y1, Y6, Y6
+	VPSHUFD    $0xb1, Y6, Y1
+	VPMINSD    Y1, Y6, Y6
+	VMOVD      X6, R12
+	VMOVD      X0, R13
+	CMPL       R13, $0x7f7fffff
+	JE         lost
+	MOVL       (R11)(R12*4), R13
+	JMP        choose
+
+lost:
+	ORL  R8, 1088(AX)(R10*4)
+	XORL R13, R13
+
+choose:
+	VMOVD        R13, X0
+	VPBROADCASTD X0, Y0
+	VPSRLVD      search_shifts<>+0(SB), Y0, Y0
+	VPAND        search_seven<>+0(SB), Y0, Y0
+	VPADDD       Y0, Y0, Y0
+	VPADDD       search_unit<>+0(SB), Y0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VEXTRACTPS   $0x00, X0, (DI)(R10*4)
+	VEXTRACTPS   $0x01, X0, 32(DI)(R10*4)
+	VEXTRACTPS   $0x02, X0, 64(DI)(R10*4)
+	VEXTRACTPS   $0x03, X0, 96(DI)(R10*4)
+
+next:
+	INCQ R10
+	MOVQ lanes+40(FP), R11
+	CMPQ R10, R11
+	JLT  lanes
+	ADDQ $0x00000080, DI
+	ADDQ $0x10, CX
+	ADDQ $0x10, DX
+	SHLL $0x01, R8
+	SUBQ $0x01, R9
+	JGE  tuples
+
+tuples_end:
+	ADDQ   $0x01, R9
+	MOVQ   x+8(FP), CX
+	MOVQ   w+16(FP), DX
+	MOVQ   tuples+32(FP), BX
+	MOVQ   AX, SI
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	SUBQ   $0x01, BX
+	JLT    sums_end
+
+sums:
+	VMOVUPS      (SI), Y4
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS (CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMOVUPS      32(SI), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 4(CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMOVUPS      64(SI), Y4
+	VBROADCASTSS 8(DX), Y2
+	VBROADCASTSS 8(CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMOVUPS      96(SI), Y4
+	VBROADCASTSS 12(DX), Y2
+	VBROADCASTSS 12(CX), Y3
+	VMULPS       Y3, Y2, Y3
+	VMULPS       Y4, Y3, Y3
+	VADDPS       Y3, Y0, Y0
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y4, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	ADDQ         $0x00000080, SI
+	ADDQ         $0x10, CX
+	ADDQ         $0x10, DX
+	SUBQ         $0x01, BX
+	JGE          sums
+
+sums_end:
+	ADDQ    $0x01, BX
+	VMOVUPS Y0, 1120(AX)
+	VMOVUPS Y1, 1152(AX)
+	VZEROUPPER
+	RET
+
+DATA search_most8<>+0(SB)/4, $0x00000007
+DATA search_most8<>+4(SB)/4, $0x00000007
+DATA search_most8<>+8(SB)/4, $0x00000007
+DATA search_most8<>+12(SB)/4, $0x00000007
+DATA search_most8<>+16(SB)/4, $0x00000007
+DATA search_most8<>+20(SB)/4, $0x00000007
+DATA search_most8<>+24(SB)/4, $0x00000007
+DATA search_most8<>+28(SB)/4, $0x00000007
+GLOBL search_most8<>(SB), RODATA|NOPTR, $32
+
+// func nearestTuple8AVX2(list *uint32, blocks int, x *float32, w *float32, scaled *[8]float32, least *float32) int
+// Requires: AVX, AVX2
+TEXT ·nearestTuple8AVX2(SB), NOSPLIT, $0-56
+	MOVQ         list+0(FP), AX
+	MOVQ         blocks+8(FP), CX
+	MOVQ         x+16(FP), DX
+	MOVQ         w+24(FP), BX
+	MOVQ         scaled+32(FP), SI
+	VMOVUPS      (SI), Y0
+	VBROADCASTSS (DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS (BX), Y2
+	VMULPS       Y1, Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VBROADCASTSS 4(DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 4(BX), Y3
+	VMULPS       Y1, Y3, Y3
+	VMULPS       Y1, Y3, Y3
+	VBROADCASTSS 8(DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 8(BX), Y4
+	VMULPS       Y1, Y4, Y4
+	VMULPS       Y1, Y4, Y4
+	VBROADCASTSS 12(DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 12(BX), Y5
+	VMULPS       Y1, Y5, Y5
+	VMULPS       Y1, Y5, Y5
+	VBROADCASTSS 16(DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 16(BX), Y6
+	VMULPS       Y1, Y6, Y6
+	VMULPS       Y1, Y6, Y6
+	VBROADCASTSS 20(DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 20(BX), Y7
+	VMULPS       Y1, Y7, Y7
+	VMULPS       Y1, Y7, Y7
+	VBROADCASTSS 24(DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 24(BX), Y8
+	VMULPS       Y1, Y8, Y8
+	VMULPS       Y1, Y8, Y8
+	VBROADCASTSS 28(DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 28(BX), Y0
+	VMULPS       Y1, Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      search_count<>+0(SB), Y9
+	VMOVUPS      search_largest<>+0(SB), Y1
+	VMOVAPS      Y9, Y10
+	SUBQ         $0x01, CX
+	JLT          tuples_end
+
+tuples:
+	VMOVUPS   (AX), Y11
+	VPERMPS   Y2, Y11, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y3, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y4, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y5, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y6, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y7, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y8, Y11, Y13
+	VADDPS    Y13, Y12, Y12
+	VPSRLD    $0x03, Y11, Y11
+	VPERMPS   Y0, Y11, Y11
+	VADDPS    Y11, Y12, Y12
+	VCMPPS    $0x11, Y1, Y12, Y11
+	VBLENDVPS Y11, Y12, Y1, Y1
+	VBLENDVPS Y11, Y9, Y10, Y10
+	VPADDD    search_eights<>+0(SB), Y9, Y9
+	ADDQ      $0x20, AX
+	SUBQ      $0x01, CX
+	JGE       tuples
+
+tuples_end:
+	ADDQ       $0x01, CX
+	VMOVAPS    Y1, Y0
+	VPERM2F128 $0x01, Y0, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VPSHUFD    $0x4e, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VPSHUFD    $0xb1, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VCMPPS     $0x00, Y0, Y1, Y1
+	VMOVUPS    search_never<>+0(SB), Y2
+	VBLENDVPS  Y1, Y10, Y2, Y10
+	VPERM2F128 $0x01, Y10, Y10, Y1
+	VPMINSD    Y1, Y10, Y10
+	VPSHUFD    $0x4e, Y10, Y1
+	VPMINSD    Y1, Y10, Y10
+	VPSHUFD    $0xb1, Y10, Y1
+	VPMINSD    Y1, Y10, Y10
+	VMOVD      X10, AX
+	MOVQ       least+40(FP), CX
+	VMOVSS     X0, (CX)
+	MOVQ       AX, ret+48(FP)
+	VZEROUPPER
+	RET
+
+// func nearestTuple4AVX2(list *uint32, blocks int, x *float32, w *float32, scaled *[8]float32, least *float32) int
+// Requires: AVX, AVX2
+TEXT ·nearestTuple4AVX2(SB), NOSPLIT, $0-56
+	MOVQ         list+0(FP), AX
+	MOVQ         blocks+8(FP), CX
+	MOVQ         x+16(FP), DX
+	MOVQ         w+24(FP), BX
+	MOVQ         scaled+32(FP), SI
+	VMOVUPS      (SI), Y0
+	VBROADCASTSS (DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS (BX), Y2
+	VMULPS       Y1, Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VBROADCASTSS 4(DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 4(BX), Y3
+	VMULPS       Y1, Y3, Y3
+	VMULPS       Y1, Y3, Y3
+	VBROADCASTSS 8(DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 8(BX), Y4
+	VMULPS       Y1, Y4, Y4
+	VMULPS       Y1, Y4, Y4
+	VBROADCASTSS 12(DX), Y1
+	VSUBPS       Y1, Y0, Y1
+	VBROADCASTSS 12(BX), Y0
+	VMULPS       Y1, Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      search_count<>+0(SB), Y5
+	VMOVUPS      search_largest<>+0(SB), Y1
+	VMOVAPS      Y5, Y6
+	SUBQ         $0x01, CX
+	JLT          tuples_end
+
+tuples:
+	VMOVUPS   (AX), Y7
+	VPERMPS   Y2, Y7, Y8
+	VPSRLD    $0x03, Y7, Y7
+	VPERMPS   Y3, Y7, Y9
+	VADDPS    Y9, Y8, Y8
+	VPSRLD    $0x03, Y7, Y7
+	VPERMPS   Y4, Y7, Y9
+	VADDPS    Y9, Y8, Y8
+	VPSRLD    $0x03, Y7, Y7
+	VPERMPS   Y0, Y7, Y7
+	VADDPS    Y7, Y8, Y8
+	VCMPPS    $0x11, Y1, Y8, Y7
+	VBLENDVPS Y7, Y8, Y1, Y1
+	VBLENDVPS Y7, Y5, Y6, Y6
+	VPADDD    search_eights<>+0(SB), Y5, Y5
+	ADDQ      $0x20, AX
+	SUBQ      $0x01, CX
+	JGE       tuples
+
+tuples_end:
+	ADDQ       $0x01, CX
+	VMOVAPS    Y1, Y0
+	VPERM2F128 $0x01, Y0, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VPSHUFD    $0x4e, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VPSHUFD    $0xb1, Y0, Y2
+	VMINPS     Y2, Y0, Y0
+	VCMPPS     $0x00, Y0, Y1, Y1
+	VMOVUPS    search_never<>+0(SB), Y2
+	VBLENDVPS  Y1, Y6, Y2, Y6
+	VPERM2F128 $0x01, Y6, Y6, Y1
+	VPMINSD    Y1, Y6, Y6
+	VPSHUFD    $0x4e, Y6, Y1
+	VPMINSD    Y1, Y6, Y6
+	VPSHUFD    $0xb1, Y6, Y1
+	VPMINSD    Y1, Y6, Y6
+	VMOVD      X6, AX
+	MOVQ       least+40(FP), CX
+	VMOVSS     X0, (CX)
+	MOVQ       AX, ret+48(FP)
+	VZEROUPPER
+	RET

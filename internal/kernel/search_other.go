@@ -19,3 +19,15 @@ func recodeBlocks([]uint8, []float32, float32, float32, int32, int32) int { retu
 func fitIQ4Eights([]float32, []float32, []float32, int) int { return 0 }
 
 func recodeIQ4Blocks([]uint8, []float32, float32) int { return 0 }
+
+func gridEights(*gridFit, []float32, []float32, []float32, *Grid, []float32, float32) bool {
+	return false
+}
+
+func regridOne([]uint8, []float32, []float32, []float32, *Grid, float32, uint8) (lost uint8, done bool) {
+	return 0, false
+}
+
+func nearestTupleBlocks([]uint32, []float32, []float32, *[8]float32, *float32) (done, at int) {
+	return 0, -1
+}

@@ -43,3 +43,23 @@ func recodeAVX2(codes *uint8, x *float32, blocks int, scale float32, offset floa
 //
 //go:noescape
 func importanceAVX2(dst *float32, x *float32, w *float32, blocks int, sigma2 float32)
+
+// grid8AVX2 tries candidates, up to eight, for a group of tuples of 8 numbers, and sets rows, outside, lost, products and squares of the room.
+//
+//go:noescape
+func grid8AVX2(room *[39][8]float32, x *float32, w *float32, roots *float32, tuples int, lanes int, places *int32, lists *uint32)
+
+// grid4AVX2 tries candidates, up to eight, for a group of tuples of 4 numbers, and sets rows, outside, lost, products and squares of the room.
+//
+//go:noescape
+func grid4AVX2(room *[39][8]float32, x *float32, w *float32, roots *float32, tuples int, lanes int, places *int32, lists *uint32)
+
+// nearestTuple8AVX2 returns the first place of the least error among 8*blocks tuples of 8, if one is below the largest float32, and stores the error.
+//
+//go:noescape
+func nearestTuple8AVX2(list *uint32, blocks int, x *float32, w *float32, scaled *[8]float32, least *float32) int
+
+// nearestTuple4AVX2 returns the first place of the least error among 8*blocks tuples of 4, if one is below the largest float32, and stores the error.
+//
+//go:noescape
+func nearestTuple4AVX2(list *uint32, blocks int, x *float32, w *float32, scaled *[8]float32, least *float32) int

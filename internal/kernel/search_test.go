@@ -67,6 +67,36 @@ var searches = []operation{
 		kernel.RecodeIQ4(codes, x, []float32{1, -40, 1e30, 0}[rng.IntN(4)])
 		return codeBits(nil, codes)
 	}},
+	{"FitGrid", func(m memory, rng *rand.Rand, n int) []uint64 {
+		x, w, roots, levels, grid := tuplesOf(m, rng, n)
+		spans := m.float32s(1 + n%20)
+		for i := range spans {
+			spans[i] = float32(2*grid.Radix()-3) + float32(i)/8
+		}
+		fit := kernel.FitGrid(levels, x, w, roots, grid, spans, []float32{1, 4, 1e-40, 1e30}[rng.IntN(8)/2])
+		if !fit.Found {
+			fit.Outside = 0
+		}
+		figures := []uint64{uint64(fit.Outside)}
+		for _, is := range []bool{fit.Found, fit.Lost} {
+			if is {
+				figures = append(figures, 1)
+			}
+		}
+		return codeBits(bits(figures, []float32{fit.Scale}), levels)
+	}},
+	{"Regrid", func(m memory, rng *rand.Rand, n int) []uint64 {
+		x, w, roots, levels, grid := tuplesOf(m, rng, n)
+		for i := range levels {
+			levels[i] = uint8(rng.IntN(grid.Radix()))
+		}
+		xq, qq, lost := kernel.Regrid(levels, x, w, roots, grid, []float32{0.3, 1, 1e-40}[rng.IntN(3)], uint8(rng.Uint32()))
+		figures := codeBits(bits(nil, []float32{xq, qq}), levels)
+		if lost {
+			figures = append(figures, 1)
+		}
+		return figures
+	}},
 	{"NearestTuple", func(m memory, rng *rand.Rand, n int) []uint64 {
 		width := 4 + 4*rng.IntN(2)
 		x, w := finiteValues(m, rng, width), finiteValues(m, rng, width)
@@ -93,6 +123,40 @@ var searches = []operation{
 		kernel.Importance(dst, x, w, float32(rng.ExpFloat64()))
 		return bits(nil, dst)
 	}},
+}
+
+// grids are of some hundred tuples each, about one in 20.
+var grids = func() (grids []*kernel.Grid) {
+	for _, shape := range [][3]int{{8, 3, 2}, {4, 8, 3}} {
+		numbers := []int{0}
+		for number := 1 + shape[2]; number < 4096; number += 5 + number*number%31 {
+			numbers = append(numbers, number)
+		}
+		grids = append(grids, kernel.NewGrid(numbers, shape[0], shape[1], shape[2]))
+	}
+	return grids
+}()
+
+// tuplesOf returns a group of up to 32 magnitudes, of which a few are below zero.
+func tuplesOf(m memory, rng *rand.Rand, n int) (x, w, roots []float32, levels []byte, grid *kernel.Grid) {
+	grid = grids[rng.IntN(2)]
+	size := min(n, 32) / grid.Width() * grid.Width()
+	x, w, roots = finiteValues(m, rng, size), finiteValues(m, rng, size), finiteValues(m, rng, size)
+	for i, v := range x {
+		if rng.IntN(8) > 0 {
+			x[i] = float32(math.Abs(float64(v)))
+		}
+		if rng.IntN(2) == 0 { // ties
+			x[i] = float32(rng.IntN(5)) / 4
+		}
+		if w[i] = float32(math.Abs(float64(w[i]))); rng.IntN(8) == 0 {
+			w[i] = 0
+		}
+		if rng.IntN(16) > 0 {
+			roots[i] = float32(math.Sqrt(float64(w[i])))
+		}
+	}
+	return x, w, roots, m.bytes(size), grid
 }
 
 // groupsOf returns up to n numbers in groups of some size, their weights, and room for
@@ -337,6 +401,44 @@ func TestNearestTuple(t *testing.T) {
 	})
 }
 
+// TestFitGridExact guards that numbers which are a scale times tuples of the grid are found
+// exactly: all sums are of small integers times a power of two, and by Cauchy and Schwarz no
+// candidate is better than one that leaves no error.
+func TestFitGridExact(t *testing.T) {
+	eachLevel(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(45, 46))
+		for range 200 {
+			grid := grids[rng.IntN(2)]
+			var x []float32
+			var want []uint8
+			for range 32 / grid.Width() {
+				number := 0
+				for number = rng.IntN(grid.Numbers()); grid.Index(number) < 0; number = rng.IntN(grid.Numbers()) {
+				}
+				for i := range grid.Width() {
+					level := grid.Pack(number) >> (3 * i) & 7
+					want = append(want, uint8(level))
+					x = append(x, 0.25*float32(2*level+1))
+				}
+			}
+			w, roots, levels := make([]float32, 32), make([]float32, 32), make([]uint8, 32)
+			for i := range w {
+				roots[i] = float32(1 + rng.IntN(3))
+				w[i] = roots[i] * roots[i]
+			}
+			fit := kernel.FitGrid(levels, x, w, roots, grid, []float32{4, 3.5, 6, 3}, 1)
+			if fit != (kernel.GridFit{Scale: 0.25, Found: true}) || !slices.Equal(levels, want) {
+				t.Fatalf("%+v, levels %v, want %v", fit, levels, want)
+			}
+			clear(levels)
+			xq, qq, lost := kernel.Regrid(levels, x, w, roots, grid, 0.25, 0xff)
+			if xq != 0.25*qq || lost || !slices.Equal(levels, want) {
+				t.Fatalf("again: %g of %g, %t, levels %v, want %v", xq, qq, lost, levels, want)
+			}
+		}
+	})
+}
+
 // TestImportance guards the formula; products in float64 are exact, and a root of it
 // rounds to that of float32.
 func TestImportance(t *testing.T) {
@@ -389,6 +491,13 @@ func TestSearchLengths(t *testing.T) {
 		"FitAffine nothing":   func() { kernel.FitAffine(nil, f(8), f(8), nil, nil, search) },
 		"NearestTuple size":   func() { kernel.NearestTuple(nil, f(5), f(5), new([8]float32)) },
 		"NearestTuple w":      func() { kernel.NearestTuple(nil, f(8), f(4), new([8]float32)) },
+		"FitGrid levels":      func() { kernel.FitGrid(b(7), f(8), f(8), f(8), grids[0], f(1), 1) },
+		"FitGrid w":           func() { kernel.FitGrid(b(8), f(8), f(7), f(8), grids[0], f(1), 1) },
+		"FitGrid roots":       func() { kernel.FitGrid(b(8), f(8), f(8), f(9), grids[0], f(1), 1) },
+		"FitGrid tuples":      func() { kernel.FitGrid(b(12), f(12), f(12), f(12), grids[0], f(1), 1) },
+		"FitGrid size":        func() { kernel.FitGrid(b(40), f(40), f(40), f(40), grids[0], f(1), 1) },
+		"Regrid w":            func() { kernel.Regrid(b(8), f(8), f(4), f(8), grids[1], 1, 1) },
+		"NewGrid shape":       func() { kernel.NewGrid(nil, 8, 8, 1) },
 		"FitSymmetric codes":  func() { kernel.FitSymmetric(b(257), f(8), f(256), f(256), 32) },
 		"FitSymmetric w":      func() { kernel.FitSymmetric(b(256), f(8), f(256), f(257), 32) },
 		"FitIQ4 w":            func() { kernel.FitIQ4(f(8), f(256), f(257)) },

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"github.com/loratool/loratool/internal/kernel"
 )
 
 // TestCodebooks guards indices and lists of neighbours by their definition, number by
@@ -12,7 +14,7 @@ import (
 func TestCodebooks(t *testing.T) {
 	for _, c := range []struct {
 		name      string
-		book      *codebook
+		book      *kernel.Grid
 		set       string
 		distances int
 	}{
@@ -23,34 +25,38 @@ func TestCodebooks(t *testing.T) {
 		{"IQ3_XXS", bookIQ3XXS(), setIQ3XXS, 2},
 		{"IQ3_S", bookIQ3S(), setIQ3S, 3},
 	} {
-		b, grid := c.book, members(c.set)
-		for number, place := range b.places {
-			if place >= 0 {
-				if at, found := slices.BinarySearch(grid, number); !found || at != int(place) {
-					t.Fatalf("%s: number %d has index %d, want %d, %t", c.name, number, place, at, found)
-				}
+		grid := members(c.set)
+		for number := range c.book.Numbers() {
+			at, found := slices.BinarySearch(grid, number)
+			if !found {
+				at = -1
+			}
+			if got := c.book.Index(number); got != at {
+				t.Fatalf("%s: number %d has index %d, want %d", c.name, number, got, at)
+			}
+			if found {
 				continue
 			}
-			list, want := b.lists[^place:], neighbours(b, grid, number, c.distances)
-			if got := list[1:][:list[0]]; !slices.Equal(got, want) {
+			want := neighbours(c.book, grid, number, c.distances)
+			if got := c.book.Neighbours(number); !slices.Equal(got, want) {
 				t.Fatalf("%s: number %d has neighbours %o, want %o", c.name, number, got, want)
 			}
 		}
-		if size := 4 * (len(b.places) + cap(b.lists)); size > 3<<19 {
+		if size := c.book.Size(); size > 2<<20 {
 			t.Errorf("%s: %d bytes", c.name, size)
 		}
 	}
 }
 
 // neighbours lists packed tuples of a grid by sorting all of them.
-func neighbours(b *codebook, grid []int, number, distances int) []uint32 {
+func neighbours(b *kernel.Grid, grid []int, number, distances int) []uint32 {
 	sorted := make([]int, len(grid)) // the distance, and the index below it
 	for index, other := range grid {
 		m, n, sum := number, other, 0
-		for range b.width {
-			d := (2*(m%b.radix) + 1) - (2*(n%b.radix) + 1)
+		for range b.Width() {
+			d := (2*(m%b.Radix()) + 1) - (2*(n%b.Radix()) + 1)
 			sum += d * d
-			m, n = m/b.radix, n/b.radix
+			m, n = m/b.Radix(), n/b.Radix()
 		}
 		sorted[index] = sum<<16 | index
 	}
@@ -63,15 +69,15 @@ func neighbours(b *codebook, grid []int, number, distances int) []uint32 {
 		if distances == 0 {
 			break
 		}
-		list = append(list, b.pack(grid[s&0xffff]))
+		list = append(list, b.Pack(grid[s&0xffff]))
 	}
 	return list
 }
 
 // TestCodebooksAtOnce guards first use by many goroutines (with -race).
 func TestCodebooksAtOnce(t *testing.T) {
-	book := sync.OnceValue(func() *codebook { return newCodebook(setIQ3S, 4, 8, 3) })
-	books := make([]*codebook, 8)
+	book := sync.OnceValue(func() *kernel.Grid { return kernel.NewGrid(members(setIQ3S), 4, 8, 3) })
+	books := make([]*kernel.Grid, 8)
 	var group sync.WaitGroup
 	for i := range books {
 		group.Go(func() { books[i] = book() })
@@ -87,6 +93,6 @@ func TestCodebooksAtOnce(t *testing.T) {
 // BenchmarkCodebook measures what the first use of a type costs.
 func BenchmarkCodebook(b *testing.B) {
 	for b.Loop() {
-		newCodebook(setIQ1, 8, 3, 3)
+		kernel.NewGrid(members(setIQ1), 8, 3, 3)
 	}
 }

@@ -32,7 +32,7 @@ func iq1Values(down bool) *[8]float32 {
 
 // iq1Group is the search of a group of 32 (IQ1_S) or 16 (IQ1_M).
 type iq1Group struct {
-	book *codebook
+	book *kernel.Grid
 	x, w []float32
 
 	order  [32]uint8 // the elements, sorted
@@ -100,17 +100,14 @@ func (g *iq1Group) values(k int) *[8]float32 { return iq1Values(g.downs>>k&1 != 
 func (g *iq1Group) snap(indices []uint16) bool {
 	outside := false
 	for k := range indices {
-		var scaled [8]float32
-		for l, v := range g.values(k)[:3] {
-			scaled[l] = float32(g.scale * v)
-		}
 		tuple := g.levels[8*k:][:8]
-		inGrid, ok := g.book.snap(tuple, g.x[8*k:][:8], g.w[8*k:][:8], &scaled)
-		if !ok {
-			return false
+		if g.book.Index(g.book.Number(tuple)) < 0 {
+			outside = true
+			if !g.move(tuple, k) {
+				return false
+			}
 		}
-		outside = outside || !inGrid
-		indices[k] = g.book.index(tuple)
+		indices[k] = uint16(g.book.Index(g.book.Number(tuple)))
 	}
 	if !outside {
 		return g.scale >= 0
@@ -126,6 +123,20 @@ func (g *iq1Group) snap(indices []uint16) bool {
 		g.scale = xq / qq
 	}
 	return g.scale >= 0
+}
+
+// move replaces a tuple by its neighbour with the least error. It returns false if every
+// error is infinite.
+func (g *iq1Group) move(tuple []uint8, k int) bool {
+	var scaled [8]float32
+	for l, v := range g.values(k)[:3] {
+		scaled[l] = float32(g.scale * v)
+	}
+	packed, ok := kernel.NearestTuple(g.book.Neighbours(g.book.Number(tuple)), g.x[8*k:][:8], g.w[8*k:][:8], &scaled)
+	for i := range tuple {
+		tuple[i] = uint8(packed >> (3 * i) & 7)
+	}
+	return ok
 }
 
 // overflows reports whether the square of a sum may be infinite, so that no candidate would

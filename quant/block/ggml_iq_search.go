@@ -12,7 +12,7 @@ import (
 
 // gridSearch describes how a type is searched.
 type gridSearch struct {
-	book  func() *codebook
+	book  func() *kernel.Grid
 	group int       // numbers with one scale
 	spans []float32 // the candidates: what the largest magnitude is mapped to, in values
 
@@ -43,13 +43,10 @@ func gridSpans(levels, count int, step float32) []float32 {
 	return spans
 }
 
-// gridValues are what levels stand for.
-var gridValues = [8]float32{1, 3, 5, 7, 9, 11, 13, 15}
-
 // gridBlock is the state of a block while it is encoded, and then what there is to store.
 type gridBlock struct {
 	search *gridSearch
-	book   *codebook
+	book   *kernel.Grid
 
 	d       float32
 	scales  [16]uint8  // of the groups, 4 bits each
@@ -156,14 +153,18 @@ func leastCount(x, w []float32) (at int) {
 // zero has none.
 func (b *gridBlock) encodeGroup(g, n int) (scale float32, ok bool) {
 	at := g * n
-	f := gridFit{
-		book: b.book, x: b.magnitudes[at:][:n], w: b.weights[at:][:n], roots: b.roots[at:][:n], levels: b.levels[at:][:n], ok: true,
+	f := gridGroup{
+		search: b.search, book: b.book,
+		x: b.magnitudes[at:][:n], w: b.weights[at:][:n], roots: b.roots[at:][:n], levels: b.levels[at:][:n],
 	}
 	signs := b.signs[at/8:][:n/8]
-	b.zero[g] = !f.find(b.search)
+	b.zero[g] = !f.find()
 	if b.zero[g] {
 		clear(signs)
 		return 0, true
+	}
+	if f.lost {
+		return 0, false
 	}
 	if f.scale < 0 {
 		f.scale = -f.scale
@@ -171,120 +172,69 @@ func (b *gridBlock) encodeGroup(g, n int) (scale float32, ok bool) {
 			signs[k] = ^signs[k]
 		}
 	}
-	width := b.book.width
-	indices := b.indices[at/width:][:n/width]
-	for k := range indices {
-		indices[k] = b.book.index(f.levels[k*width:][:width])
+	width := b.book.Width()
+	for k := range n / width {
+		b.indices[at/width+k] = uint16(b.book.Index(b.book.Number(f.levels[k*width:][:width])))
 	}
-	return f.scale, f.ok && f.scale >= 0
+	return f.scale, f.scale >= 0
 }
 
-// gridFit is the search of one group, whose magnitudes are x.
-type gridFit struct {
-	book        *codebook
+// gridGroup is the search of one group, whose magnitudes are x.
+type gridGroup struct {
+	search      *gridSearch
+	book        *kernel.Grid
 	x, w, roots []float32
 
 	scale  float32
 	levels []uint8
-	ok     bool // no tuple was infinitely far from the grid
+	lost   bool // what is infinite or no number got in the way
 }
 
 // find searches the group, and returns false if it counts as zero.
-func (f *gridFit) find(search *gridSearch) bool {
+func (f *gridGroup) find() bool {
 	extent := f.x[0]
 	for _, v := range f.x {
 		extent = max(extent, v)
 	}
-	if extent < search.negligible || extent == 0 {
+	if extent < f.search.negligible || extent == 0 {
 		return false
 	}
-	most := int32(f.book.radix - 1)
+	most := f.book.Radix() - 1
 	f.scale = extent / float32(2*most+1)
-	all := uint8(1<<(len(f.x)/f.book.width) - 1)
-	var outside uint8
-	if search.whole {
-		outside = all
-	}
-	if search.fit {
-		f.scale = fitPositive(f.levels, f.x, f.w, most+2)
+	if f.search.fit {
+		f.scale = fitPositive(f.levels, f.x, f.w, int32(most+2))
 		extent = f.scale * float32(most+1)
-		if extent != extent { // the sums overflowed
-			clear(f.levels)
-			f.ok = false
+		if extent != extent {
+			f.lost = true
 			return true
 		}
 		if extent <= 0 {
 			return false
 		}
-	} else {
-		clear(f.levels)
 	}
-	f.tryAll(search.spans, extent, &outside)
-	if search.fit || search.whole && outside != 0 {
-		outside = all
+	clear(f.levels)
+	fit := kernel.FitGrid(f.levels, f.x, f.w, f.roots, f.book, f.search.spans, extent)
+	f.lost = fit.Lost
+	if fit.Found {
+		f.scale = fit.Scale
 	}
-	if outside != 0 && f.scale > 0 {
-		f.choose(f.levels, 1/f.scale, f.scale, outside)
-		if xl, ll := f.sums(f.levels); ll > 0 {
-			f.scale = xl / ll
-		}
-	}
+	f.again(fit)
 	return true
 }
 
-// tryAll keeps the best scale and levels of the candidates, and which tuples of those were
-// outside the grid at first.
-//
-//	maximise (sum w x q)² / sum w q²,  s = (sum w x q) / (sum w q²)
-func (f *gridFit) tryAll(spans []float32, extent float32, outside *uint8) {
-	var best float32
-	var room [32]uint8
-	tried := room[:len(f.x)]
-	for _, span := range spans {
-		inverse := span / extent
-		moved := f.choose(tried, inverse, 1/inverse, 0xff)
-		xl, ll := f.sums(tried)
-		if ll > 0 && float32(xl*xl) > float32(best*ll) {
-			f.scale = xl / ll
-			best = f.scale * xl
-			copy(f.levels, tried)
-			*outside = moved
-		}
+// again chooses tuples for the scale that was found, and then the scale.
+func (f *gridGroup) again(fit kernel.GridFit) {
+	all := uint8(1<<(len(f.x)/f.book.Width()) - 1)
+	set := fit.Outside
+	if f.search.fit || f.search.whole && (set != 0 || !fit.Found) {
+		set = all
 	}
-}
-
-// choose sets the levels of the tuples in a set to those nearest to x at a scale, in the
-// grid, and returns the set of those that were outside at first.
-func (f *gridFit) choose(levels []uint8, inverse, scale float32, set uint8) (outside uint8) {
-	var scaled [8]float32
-	for i, v := range gridValues[:f.book.radix] {
-		scaled[i] = float32(scale * v)
+	if set == 0 || !(f.scale > 0) {
+		return
 	}
-	width, most := f.book.width, int32(f.book.radix-1)
-	for k := range len(f.x) / width {
-		if set>>k&1 == 0 {
-			continue
-		}
-		x, tuple := f.x[k*width:][:width], levels[k*width:][:width]
-		for i, v := range x {
-			tuple[i] = gridLevel(float32(inverse*v), most)
-		}
-		inGrid, ok := f.book.snap(tuple, x, f.roots[k*width:][:width], &scaled)
-		if !inGrid {
-			outside |= 1 << k
-		}
-		f.ok = f.ok && ok
+	xq, qq, lost := kernel.Regrid(f.levels, f.x, f.w, f.roots, f.book, f.scale, set)
+	f.lost = f.lost || lost
+	if qq > 0 {
+		f.scale = xq / qq
 	}
-	return outside
-}
-
-// sums returns sum w x q and sum w q², where q is what a level stands for.
-func (f *gridFit) sums(levels []uint8) (xq, qq float32) {
-	w, levels := f.w[:len(f.x)], levels[:len(f.x)]
-	for i, v := range f.x {
-		q := gridValues[levels[i]&7]
-		xq += float32(float32(w[i]*v) * q)
-		qq += float32(float32(w[i]*q) * q)
-	}
-	return xq, qq
 }

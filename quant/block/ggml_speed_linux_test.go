@@ -49,7 +49,9 @@ func BenchmarkOverGeneric(b *testing.B) {
 				b.ReportMetric(ratios[len(ratios)/2], "x-of-generic")
 			})
 		}
-		measure(kind.String(), nil)
+		if !kind.NeedsWeights() {
+			measure(kind.String(), nil)
+		}
 		if kind.Weighted() {
 			measure(kind.String()+"-weighted", weights)
 		}

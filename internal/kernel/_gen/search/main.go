@@ -23,6 +23,10 @@ func main() {
 	pick()
 	recode()
 	importance()
+	grid(8, 3)
+	grid(4, 8)
+	nearest(8)
+	nearest(4)
 	Generate()
 }
 
