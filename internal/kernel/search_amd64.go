@@ -222,3 +222,70 @@ func nearestTupleBlocks(list []uint32, x, w []float32, scaled *[8]float32, least
 	}
 	return done, at
 }
+
+// ternaryRoom holds what a scan for better places needs, see the assembly. Behind the
+// last place stands NaN, which is never better.
+type ternaryRoom = [6][40]float32
+
+// ternaryVectors tries eight second places at a time. Those that are better than the best
+// so far are tried again one by one, as the best changes.
+func ternaryVectors(f *TernaryFit, wx, w *[33]float32) bool {
+	if current() == generic {
+		return false
+	}
+	var room ternaryRoom
+	copy(room[0][:], wx[:])
+	copy(room[1][:], w[:])
+	for i, v := range wx {
+		lastX, lastW := wx[32]-v, w[32]-w[i]
+		room[2][i] = lastX * ternaryUp[2]
+		room[3][i] = float32(lastW*ternaryUp[2]) * ternaryUp[2]
+		room[4][i] = lastX * ternaryDown[2]
+		room[5][i] = float32(lastW*ternaryDown[2]) * ternaryDown[2]
+	}
+	for i := len(wx); i < len(room[0]); i++ {
+		room[3][i], room[5][i] = float32(math.NaN()), float32(math.NaN())
+	}
+	for first := range wx {
+		for second := first; second < len(wx); second++ {
+			second = ternaryAVX2(&room, first, second, f.best)
+			if second < len(wx) {
+				f.tryPair(wx, w, first, second)
+			}
+		}
+	}
+	return true
+}
+
+// ternaryPairVectors does the same for halves.
+func ternaryPairVectors(f *TernaryFit, wx, w *[2][17]float32) bool {
+	if current() == generic {
+		return false
+	}
+	var room ternaryRoom
+	for h := range wx {
+		copy(room[2*h][:], wx[h][:])
+		copy(room[2*h+1][:], w[h][:])
+		for i := 17; i < 24; i++ {
+			room[2*h+1][i] = float32(math.NaN())
+		}
+	}
+	up, down := ternaryUp[2], ternaryDown[2]
+	for first := range 17 {
+		for h := range wx {
+			wx, w, shared := &wx[h], &w[h], room[4][5*h:][:5]
+			shared[0] = wx[first]
+			shared[1] = wx[16] * up
+			shared[2] = wx[16] * down
+			shared[3] = float32(float32(w[16]*up)*up) + float32(w[first]*0.75)
+			shared[4] = float32(float32(w[16]*down)*down) + float32(w[first]*1.25)
+		}
+		for second := first; second < 17; second++ {
+			second = ternaryPairAVX2(&room, second, f.best)
+			if second < 17 {
+				f.tryPairs(wx, w, first, second)
+			}
+		}
+	}
+	return true
+}

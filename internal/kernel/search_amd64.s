@@ -3118,3 +3118,238 @@ tuples_end:
 	MOVQ       AX, ret+48(FP)
 	VZEROUPPER
 	RET
+
+// func ternaryAVX2(room *[6][40]float32, first int, second int, best float32) int
+// Requires: AVX
+TEXT ·ternaryAVX2(SB), NOSPLIT, $0-40
+	MOVQ         room+0(FP), AX
+	MOVQ         first+8(FP), CX
+	MOVQ         second+16(FP), DX
+	VBROADCASTSS best+24(FP), Y0
+	VBROADCASTSS (AX)(CX*4), Y1
+	VBROADCASTSS 160(AX)(CX*4), Y2
+	VMOVAPS      Y1, Y3
+	VMULPS       search_7down<>+0(SB), Y3, Y3
+	VMOVAPS      Y2, Y4
+	VMULPS       search_7down<>+0(SB), Y4, Y4
+	VMULPS       search_7down<>+0(SB), Y4, Y4
+	VMOVAPS      Y1, Y5
+	VMULPS       search_9down<>+0(SB), Y5, Y5
+	VMOVAPS      Y2, Y6
+	VMULPS       search_9down<>+0(SB), Y6, Y6
+	VMULPS       search_9down<>+0(SB), Y6, Y6
+
+scan:
+	VXORPS    Y7, Y7, Y7
+	VMOVUPS   (AX)(DX*4), Y8
+	VMOVUPS   160(AX)(DX*4), Y9
+	VSUBPS    Y1, Y8, Y8
+	VSUBPS    Y2, Y9, Y9
+	VMOVAPS   Y8, Y10
+	VMULPS    search_1up<>+0(SB), Y10, Y10
+	VMOVAPS   Y3, Y11
+	VADDPS    Y10, Y11, Y11
+	VADDPS    320(AX)(DX*4), Y11, Y11
+	VMOVAPS   Y9, Y10
+	VMULPS    search_1up<>+0(SB), Y10, Y10
+	VMULPS    search_1up<>+0(SB), Y10, Y10
+	VMOVAPS   Y4, Y12
+	VADDPS    Y10, Y12, Y12
+	VADDPS    480(AX)(DX*4), Y12, Y12
+	VMULPS    Y12, Y0, Y10
+	VMULPS    Y11, Y11, Y11
+	VCMPPS    $0x1e, Y10, Y11, Y11
+	VCMPPS    $0x1e, search_zero<>+0(SB), Y12, Y10
+	VANDPS    Y10, Y11, Y11
+	VORPS     Y11, Y7, Y7
+	VMOVAPS   Y8, Y8
+	VMULPS    search_1down<>+0(SB), Y8, Y8
+	VMOVAPS   Y5, Y10
+	VADDPS    Y8, Y10, Y10
+	VADDPS    640(AX)(DX*4), Y10, Y10
+	VMOVAPS   Y9, Y8
+	VMULPS    search_1down<>+0(SB), Y8, Y8
+	VMULPS    search_1down<>+0(SB), Y8, Y8
+	VMOVAPS   Y6, Y9
+	VADDPS    Y8, Y9, Y9
+	VADDPS    800(AX)(DX*4), Y9, Y9
+	VMULPS    Y9, Y0, Y8
+	VMULPS    Y10, Y10, Y10
+	VCMPPS    $0x1e, Y8, Y10, Y10
+	VCMPPS    $0x1e, search_zero<>+0(SB), Y9, Y8
+	VANDPS    Y8, Y10, Y10
+	VORPS     Y10, Y7, Y7
+	VMOVMSKPS Y7, CX
+	TESTL     CX, CX
+	JNE       found
+	ADDQ      $0x08, DX
+	CMPQ      DX, $0x00000020
+	JLE       scan
+	MOVQ      DX, ret+32(FP)
+	VZEROUPPER
+	RET
+
+found:
+	BSFL CX, CX
+	MOVL CX, AX
+	ADDQ AX, DX
+	MOVQ DX, ret+32(FP)
+	VZEROUPPER
+	RET
+
+DATA search_7down<>+0(SB)/4, $0xbf600000
+DATA search_7down<>+4(SB)/4, $0xbf600000
+DATA search_7down<>+8(SB)/4, $0xbf600000
+DATA search_7down<>+12(SB)/4, $0xbf600000
+DATA search_7down<>+16(SB)/4, $0xbf600000
+DATA search_7down<>+20(SB)/4, $0xbf600000
+DATA search_7down<>+24(SB)/4, $0xbf600000
+DATA search_7down<>+28(SB)/4, $0xbf600000
+GLOBL search_7down<>(SB), RODATA|NOPTR, $32
+
+DATA search_1up<>+0(SB)/4, $0x3e000000
+DATA search_1up<>+4(SB)/4, $0x3e000000
+DATA search_1up<>+8(SB)/4, $0x3e000000
+DATA search_1up<>+12(SB)/4, $0x3e000000
+DATA search_1up<>+16(SB)/4, $0x3e000000
+DATA search_1up<>+20(SB)/4, $0x3e000000
+DATA search_1up<>+24(SB)/4, $0x3e000000
+DATA search_1up<>+28(SB)/4, $0x3e000000
+GLOBL search_1up<>(SB), RODATA|NOPTR, $32
+
+DATA search_9down<>+0(SB)/4, $0xbf900000
+DATA search_9down<>+4(SB)/4, $0xbf900000
+DATA search_9down<>+8(SB)/4, $0xbf900000
+DATA search_9down<>+12(SB)/4, $0xbf900000
+DATA search_9down<>+16(SB)/4, $0xbf900000
+DATA search_9down<>+20(SB)/4, $0xbf900000
+DATA search_9down<>+24(SB)/4, $0xbf900000
+DATA search_9down<>+28(SB)/4, $0xbf900000
+GLOBL search_9down<>(SB), RODATA|NOPTR, $32
+
+DATA search_1down<>+0(SB)/4, $0xbe000000
+DATA search_1down<>+4(SB)/4, $0xbe000000
+DATA search_1down<>+8(SB)/4, $0xbe000000
+DATA search_1down<>+12(SB)/4, $0xbe000000
+DATA search_1down<>+16(SB)/4, $0xbe000000
+DATA search_1down<>+20(SB)/4, $0xbe000000
+DATA search_1down<>+24(SB)/4, $0xbe000000
+DATA search_1down<>+28(SB)/4, $0xbe000000
+GLOBL search_1down<>(SB), RODATA|NOPTR, $32
+
+// func ternaryPairAVX2(room *[6][40]float32, second int, best float32) int
+// Requires: AVX
+TEXT ·ternaryPairAVX2(SB), NOSPLIT, $0-32
+	MOVQ         room+0(FP), AX
+	MOVQ         second+8(FP), CX
+	VBROADCASTSS best+16(FP), Y0
+
+scan:
+	VXORPS       Y1, Y1, Y1
+	VBROADCASTSS 640(AX), Y2
+	VMOVUPS      160(AX)(CX*4), Y3
+	VADDPS       (AX)(CX*4), Y2, Y2
+	VBROADCASTSS 644(AX), Y4
+	VBROADCASTSS 652(AX), Y5
+	VSUBPS       Y2, Y4, Y4
+	VMOVAPS      Y3, Y6
+	VMULPS       search_10down<>+0(SB), Y6, Y6
+	VADDPS       Y6, Y5, Y5
+	VBROADCASTSS 648(AX), Y6
+	VBROADCASTSS 656(AX), Y7
+	VSUBPS       Y2, Y6, Y6
+	VMOVAPS      Y3, Y2
+	VMULPS       search_6down<>+0(SB), Y2, Y2
+	VADDPS       Y2, Y7, Y7
+	VBROADCASTSS 660(AX), Y2
+	VMOVUPS      480(AX)(CX*4), Y3
+	VADDPS       320(AX)(CX*4), Y2, Y2
+	VBROADCASTSS 664(AX), Y8
+	VBROADCASTSS 672(AX), Y9
+	VSUBPS       Y2, Y8, Y8
+	VMOVAPS      Y3, Y10
+	VMULPS       search_10down<>+0(SB), Y10, Y10
+	VADDPS       Y10, Y9, Y9
+	VBROADCASTSS 668(AX), Y10
+	VBROADCASTSS 676(AX), Y11
+	VSUBPS       Y2, Y10, Y10
+	VMOVAPS      Y3, Y2
+	VMULPS       search_6down<>+0(SB), Y2, Y2
+	VADDPS       Y2, Y11, Y11
+	VMOVAPS      Y4, Y2
+	VADDPS       Y8, Y2, Y2
+	VMOVAPS      Y5, Y3
+	VADDPS       Y9, Y3, Y3
+	VMULPS       Y3, Y0, Y12
+	VMULPS       Y2, Y2, Y2
+	VCMPPS       $0x1e, Y12, Y2, Y2
+	VCMPPS       $0x1e, search_zero<>+0(SB), Y3, Y12
+	VANDPS       Y12, Y2, Y2
+	VORPS        Y2, Y1, Y1
+	VMOVAPS      Y4, Y2
+	VADDPS       Y10, Y2, Y2
+	VMOVAPS      Y5, Y3
+	VADDPS       Y11, Y3, Y3
+	VMULPS       Y3, Y0, Y4
+	VMULPS       Y2, Y2, Y2
+	VCMPPS       $0x1e, Y4, Y2, Y2
+	VCMPPS       $0x1e, search_zero<>+0(SB), Y3, Y4
+	VANDPS       Y4, Y2, Y2
+	VORPS        Y2, Y1, Y1
+	VMOVAPS      Y6, Y2
+	VADDPS       Y8, Y2, Y2
+	VMOVAPS      Y7, Y3
+	VADDPS       Y9, Y3, Y3
+	VMULPS       Y3, Y0, Y4
+	VMULPS       Y2, Y2, Y2
+	VCMPPS       $0x1e, Y4, Y2, Y2
+	VCMPPS       $0x1e, search_zero<>+0(SB), Y3, Y4
+	VANDPS       Y4, Y2, Y2
+	VORPS        Y2, Y1, Y1
+	VMOVAPS      Y6, Y2
+	VADDPS       Y10, Y2, Y2
+	VMOVAPS      Y7, Y3
+	VADDPS       Y11, Y3, Y3
+	VMULPS       Y3, Y0, Y4
+	VMULPS       Y2, Y2, Y2
+	VCMPPS       $0x1e, Y4, Y2, Y2
+	VCMPPS       $0x1e, search_zero<>+0(SB), Y3, Y4
+	VANDPS       Y4, Y2, Y2
+	VORPS        Y2, Y1, Y1
+	VMOVMSKPS    Y1, DX
+	TESTL        DX, DX
+	JNE          found
+	ADDQ         $0x08, CX
+	CMPQ         CX, $0x00000010
+	JLE          scan
+	MOVQ         CX, ret+24(FP)
+	VZEROUPPER
+	RET
+
+found:
+	BSFL DX, DX
+	MOVL DX, AX
+	ADDQ AX, CX
+	MOVQ CX, ret+24(FP)
+	VZEROUPPER
+	RET
+
+DATA search_10down<>+0(SB)/4, $0xbfa00000
+DATA search_10down<>+4(SB)/4, $0xbfa00000
+DATA search_10down<>+8(SB)/4, $0xbfa00000
+DATA search_10down<>+12(SB)/4, $0xbfa00000
+DATA search_10down<>+16(SB)/4, $0xbfa00000
+DATA search_10down<>+20(SB)/4, $0xbfa00000
+DATA search_10down<>+24(SB)/4, $0xbfa00000
+DATA search_10down<>+28(SB)/4, $0xbfa00000
+GLOBL search_10down<>(SB), RODATA|NOPTR, $32
+
+DATA search_6down<>+0(SB)/4, $0xbf400000
+DATA search_6down<>+4(SB)/4, $0xbf400000
+DATA search_6down<>+8(SB)/4, $0xbf400000
+DATA search_6down<>+12(SB)/4, $0xbf400000
+DATA search_6down<>+16(SB)/4, $0xbf400000
+DATA search_6down<>+20(SB)/4, $0xbf400000
+DATA search_6down<>+24(SB)/4, $0xbf400000
+DATA search_6down<>+28(SB)/4, $0xbf400000
+GLOBL search_6down<>(SB), RODATA|NOPTR, $32

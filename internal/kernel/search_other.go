@@ -31,3 +31,7 @@ func regridOne([]uint8, []float32, []float32, []float32, *Grid, float32, uint8) 
 func nearestTupleBlocks([]uint32, []float32, []float32, *[8]float32, *float32) (done, at int) {
 	return 0, -1
 }
+
+func ternaryVectors(*TernaryFit, *[33]float32, *[33]float32) bool { return false }
+
+func ternaryPairVectors(*TernaryFit, *[2][17]float32, *[2][17]float32) bool { return false }

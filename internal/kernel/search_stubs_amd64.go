@@ -63,3 +63,13 @@ func nearestTuple8AVX2(list *uint32, blocks int, x *float32, w *float32, scaled 
 //
 //go:noescape
 func nearestTuple4AVX2(list *uint32, blocks int, x *float32, w *float32, scaled *[8]float32, least *float32) int
+
+// ternaryAVX2 returns the first place from second on that is better than best with one shift or the other, or one beyond 32. Rows of the room are sums of w x and of w up to a place, and what the places from there on add to both sums of a candidate, with the shift up, and down.
+//
+//go:noescape
+func ternaryAVX2(room *[6][40]float32, first int, second int, best float32) int
+
+// ternaryPairAVX2 returns the first place from second on that is better than best with some shifts, or one beyond 16. Rows of the room are sums of w x and of w up to a place, for each half. Row 4 has five parts of each half that all places share: the sum of w x up to the first place, products up and down, squares up and down.
+//
+//go:noescape
+func ternaryPairAVX2(room *[6][40]float32, second int, best float32) int

@@ -97,6 +97,27 @@ var searches = []operation{
 		}
 		return figures
 	}},
+	{"FitTernary", func(m memory, rng *rand.Rand, n int) []uint64 {
+		x, w := sortedOf(m, rng, 32)
+		var wxs, ws [33]float32
+		for i, v := range x {
+			wxs[i+1], ws[i+1] = wxs[i]+w[i]*v, ws[i]+w[i]
+		}
+		return ternaryBits(kernel.FitTernary(&wxs, &ws))
+	}},
+	{"FitTernaryPair", func(m memory, rng *rand.Rand, n int) []uint64 {
+		x, w := sortedOf(m, rng, 16)
+		var wxs, ws [2][17]float32
+		for i, v := range x {
+			for h := range wxs {
+				wxs[h][i+1], ws[h][i+1] = wxs[h][i], ws[h][i]
+			}
+			h := rng.IntN(2)
+			wxs[h][i+1] += w[i] * v
+			ws[h][i+1] += w[i]
+		}
+		return ternaryBits(kernel.FitTernaryPair(&wxs, &ws))
+	}},
 	{"NearestTuple", func(m memory, rng *rand.Rand, n int) []uint64 {
 		width := 4 + 4*rng.IntN(2)
 		x, w := finiteValues(m, rng, width), finiteValues(m, rng, width)
@@ -157,6 +178,28 @@ func tuplesOf(m memory, rng *rand.Rand, n int) (x, w, roots []float32, levels []
 		}
 	}
 	return x, w, roots, m.bytes(size), grid
+}
+
+// sortedOf returns sorted numbers and weights, some of which are zero or, as no caller has
+// them, below.
+func sortedOf(m memory, rng *rand.Rand, n int) (x, w []float32) {
+	x, w = finiteValues(m, rng, n), finiteValues(m, rng, n)
+	few, low := rng.IntN(3) == 0, -float32(rng.IntN(8)/7)
+	for i := range w {
+		w[i] = max(w[i], low*w[i])
+		if few {
+			x[i], w[i] = float32(rng.IntN(5)-2)/8, float32(rng.IntN(3))
+		}
+	}
+	slices.Sort(x)
+	return x, w
+}
+
+func ternaryBits(fit kernel.TernaryFit) []uint64 {
+	if !fit.Found {
+		return nil
+	}
+	return append(bits(nil, []float32{fit.Scale}), uint64(fit.First), uint64(fit.Second), uint64(fit.Downs))
 }
 
 // groupsOf returns up to n numbers in groups of some size, their weights, and room for
@@ -437,6 +480,64 @@ func TestFitGridExact(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestFitTernaryExact guards that groups of -1, 0 and 1 with a shift are found. All sums
+// are integers over 64 and their products exact, but for scales of other candidates.
+func TestFitTernaryExact(t *testing.T) {
+	eachLevel(t, func(t *testing.T) {
+		for first := range 33 {
+			for second := first; second < 33; second++ {
+				for down := range uint8(2) {
+					var wx, w [33]float32
+					for i := range 32 {
+						wx[i+1], w[i+1] = wx[i]+ternary(i, first, second, down), w[i]+1
+					}
+					fit := kernel.FitTernary(&wx, &w)
+					for i := range 32 {
+						if got, want := fit.Scale*ternary(i, fit.First, fit.Second, fit.Downs), ternary(i, first, second, down); got != want {
+							t.Fatalf("from %d and %d on, shift %d: number %d is %g, want %g", first, second, down, i, got, want)
+						}
+					}
+				}
+			}
+		}
+		for first := range 17 {
+			for second := first; second < 17; second++ {
+				for downs := range uint8(4) {
+					var wx, w [2][17]float32
+					half := func(i int) int { return i * 5 % 3 % 2 }
+					for i := range 16 {
+						h := half(i)
+						for other := range wx {
+							wx[other][i+1], w[other][i+1] = wx[other][i], w[other][i]
+						}
+						wx[h][i+1] += ternary(i, first, second, downs>>h&1)
+						w[h][i+1]++
+					}
+					fit := kernel.FitTernaryPair(&wx, &w)
+					for i := range 16 {
+						h := half(i)
+						got, want := fit.Scale*ternary(i, fit.First, fit.Second, fit.Downs>>h&1), ternary(i, first, second, downs>>h&1)
+						if got != want {
+							t.Fatalf("from %d and %d on, shifts %d: number %d is %g, want %g", first, second, downs, i, got, want)
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+// ternary returns the value of number i of a sorted group.
+func ternary(i, first, second int, down uint8) float32 {
+	v := float32(1)
+	if i < first {
+		v = -1
+	} else if i < second {
+		v = 0
+	}
+	return v + 0.125 - 0.25*float32(down)
 }
 
 // TestImportance guards the formula; products in float64 are exact, and a root of it

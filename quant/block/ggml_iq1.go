@@ -38,11 +38,8 @@ type iq1Group struct {
 	order  [32]uint8 // the elements, sorted
 	levels [32]uint8 // 0, 1 or 2
 
-	best  float32 // of (sum w x q)² / sum w q²
 	scale float32
-	split [2]int // boundaries in order
-	downs uint8  // which eights of the group are shifted down, by bits: 1, or all, in IQ1_S
-	found bool
+	downs uint8 // which eights of the group are shifted down, by bits; in IQ1_S all or none
 }
 
 // Magnitudes below which groups count as zero.
@@ -62,22 +59,14 @@ func (g *iq1Group) sort() {
 	}
 }
 
-// try keeps a pair of boundaries and its shifts if it is better than those before.
-func (g *iq1Group) try(xq, qq float32, first, second int, downs uint8) {
-	if qq > 0 && float32(xq*xq) > float32(g.best*qq) {
-		g.scale = xq / qq
-		g.best = g.scale * xq
-		g.split, g.downs, g.found = [2]int{first, second}, downs, true
-	}
-}
-
-// settle sets the levels for the boundaries found, with a positive scale.
-func (g *iq1Group) settle() {
+// settle sets the levels for what was found, with a positive scale.
+func (g *iq1Group) settle(fit kernel.TernaryFit) {
+	g.scale, g.downs = fit.Scale, fit.Downs
 	for i, at := range g.order[:len(g.x)] {
 		switch {
-		case i < g.split[0]:
+		case i < fit.First:
 			g.levels[at] = 0
-		case i < g.split[1]:
+		case i < fit.Second:
 			g.levels[at] = 1
 		default:
 			g.levels[at] = 2
@@ -205,39 +194,19 @@ func (b *iq1Block) encodeS(dst []byte, x, weights []float32, g *iq1Group) {
 // searchS looks for boundaries and a shift of 32 elements. It returns false if there are
 // none.
 func (g *iq1Group) searchS() bool {
-	largest, _ := peak(g.x)
-	if largest < negligibleIQ1S {
+	if largest, _ := peak(g.x); largest < negligibleIQ1S {
 		return false
 	}
-	g.best, g.scale, g.found = -math.MaxFloat32, largest, false
 	g.sort()
 	var wx, w [33]float32 // sums over beginnings of the sorted elements
 	for j, i := range g.order {
 		wx[j+1] = wx[j] + float32(g.w[i]*g.x[i])
 		w[j+1] = w[j] + g.w[i]
 	}
-	up, down := &iq1Up, &iq1Down
-	for first := range wx {
-		upX, upW := float32(wx[first]*up[0]), float32(float32(w[first]*up[0])*up[0])
-		downX, downW := float32(wx[first]*down[0]), float32(float32(w[first]*down[0])*down[0])
-		for second := first; second < len(wx); second++ {
-			middleX, middleW := wx[second]-wx[first], w[second]-w[first]
-			restX, restW := wx[32]-wx[second], w[32]-w[second]
-			g.try(
-				upX+float32(middleX*up[1])+float32(restX*up[2]),
-				upW+float32(float32(middleW*up[1])*up[1])+float32(float32(restW*up[2])*up[2]),
-				first, second, 0)
-			g.try(
-				downX+float32(middleX*down[1])+float32(restX*down[2]),
-				downW+float32(float32(middleW*down[1])*down[1])+float32(float32(restW*down[2])*down[2]),
-				first, second, 0xff)
-		}
-	}
-	if !g.found {
-		return false
-	}
-	g.settle()
-	return true
+	fit := kernel.FitTernary(&wx, &w)
+	fit.Downs *= 0xff
+	g.settle(fit)
+	return fit.Found
 }
 
 func encodeIQ1M(dst []byte, row, weights []float32) {
@@ -318,56 +287,20 @@ func putHalfIQ1M(block []byte, d float32) {
 
 // searchM looks for boundaries and two shifts of 16 elements. It returns false if there
 // are none.
-//
-// Values differ by 1, so with sums over beginnings S of a half,
-//
-//	sum w x q  = S[16] q2 - S[first] - S[second]
-//	sum w q²   = S[16] q2² + S[first] (q0² - q1²) + S[second] (q1² - q2²)
 func (g *iq1Group) searchM() bool {
-	largest, _ := peak(g.x)
-	if largest < negligibleIQ1M {
+	if largest, _ := peak(g.x); largest < negligibleIQ1M {
 		return false
 	}
-	g.best, g.scale, g.found = -math.MaxFloat32, largest, false
 	g.sort()
-	var halves [2]halfSums
+	var wx, w [2][17]float32 // sums over beginnings of the sorted elements, of each half
 	for j, i := range g.order[:16] {
-		for h := range halves {
-			s := &halves[h]
-			s.wx[j+1], s.w[j+1] = s.wx[j], s.w[j]
+		for h := range wx {
+			wx[h][j+1], w[h][j+1] = wx[h][j], w[h][j]
 		}
-		s := &halves[i/8]
-		s.wx[j+1] += float32(g.w[i] * g.x[i])
-		s.w[j+1] += g.w[i]
+		wx[i/8][j+1] += float32(g.w[i] * g.x[i])
+		w[i/8][j+1] += g.w[i]
 	}
-	for first := range 17 {
-		for second := first; second < 17; second++ {
-			upX0, upW0, downX0, downW0 := halves[0].at(first, second)
-			upX1, upW1, downX1, downW1 := halves[1].at(first, second)
-			g.try(upX0+upX1, upW0+upW1, first, second, 0)
-			g.try(upX0+downX1, upW0+downW1, first, second, 2)
-			g.try(downX0+upX1, downW0+upW1, first, second, 1)
-			g.try(downX0+downX1, downW0+downW1, first, second, 3)
-		}
-	}
-	if !g.found {
-		return false
-	}
-	g.settle()
-	return true
-}
-
-// halfSums are sums over the sorted elements that belong to one half of a group.
-type halfSums struct{ wx, w [17]float32 }
-
-// at returns sum w x q and sum w q² for both shifts. The squares of up[0..2] are 49, 1 and
-// 81 of 64, those of down 81, 1 and 49.
-func (s *halfSums) at(first, second int) (upX, upW, downX, downW float32) {
-	const up, down = 1.125, 0.875
-	wx := s.wx[first] + s.wx[second]
-	upX = float32(s.wx[16]*up) - wx
-	downX = float32(s.wx[16]*down) - wx
-	upW = float32(float32(s.w[16]*up)*up) + float32(s.w[first]*0.75) + float32(s.w[second]*-1.25)
-	downW = float32(float32(s.w[16]*down)*down) + float32(s.w[first]*1.25) + float32(s.w[second]*-0.75)
-	return upX, upW, downX, downW
+	fit := kernel.FitTernaryPair(&wx, &w)
+	g.settle(fit)
+	return fit.Found
 }

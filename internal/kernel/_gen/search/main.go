@@ -27,6 +27,8 @@ func main() {
 	grid(4, 8)
 	nearest(8)
 	nearest(4)
+	ternary()
+	ternaryPair()
 	Generate()
 }
 
