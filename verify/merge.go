@@ -3,7 +3,7 @@
 //
 // A check is a function that adds findings to a [Report]; a family is a list of
 // checks. [Codes] is the table of all that can be found. [Structure] looks at one
-// checkpoint by itself. It refuses nothing that could be opened: what can't be read is
+// checkpoint by itself, [Merged] at a merge that any tool made. It refuses nothing that could be opened: what can't be read is
 // a finding or an input error, never a panic.
 //
 // [Written] proves that an output is what its plan says: every step is computed

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"runtime/debug"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -18,6 +20,8 @@ import (
 
 // verifyFlags are the flags of verify.
 type verifyFlags struct {
+	merge       mergeFlags // what a merge was made of: base, adapters and how
+	merged      string
 	format      string
 	summary     string
 	strict      bool
@@ -29,13 +33,15 @@ type verifyFlags struct {
 func (a *App) newVerify() *cobra.Command {
 	var f verifyFlags
 	cmd := &cobra.Command{
-		Use:   "verify PATH",
-		Short: "Find what is wrong with a model or an adapter",
-		Long: `Check a checkpoint and print what is wrong with it, as findings with a code each.
+		Use:   "verify PATH | verify --base BASE --adapter ADAPTER... --merged MERGED",
+		Short: "Find what is wrong with a model, an adapter or a merge",
+		Long: `Check a checkpoint, or a merge against what it was made from, and print what is
+wrong as findings with a code each.
 
 Examples:
   loratool verify ./merged
   loratool verify ./lora --json
+  loratool verify --base ./llama --adapter ./lora --merged ./merged
   loratool verify ./merged --format github --summary "$GITHUB_STEP_SUMMARY"
   loratool verify ./merged --format junit > report.xml
 
@@ -45,6 +51,10 @@ against the config: shapes, layers, the tied head, the vocabulary of the tokeniz
 element types, quantization, what runs code, and every value for infinities and NaN.
 --headers-only reads no weights.
 
+With --merged every tensor is computed again from BASE and ADAPTERs in float64 and
+compared, whoever made the merge; what PEFT rounds twice is recognised and named. The
+other tensors must be the base's. MERGED is then checked like PATH as well.
+
 A finding is an error, a warning or an info; errors fail the check, with --strict
 warnings do too. What makes a file unreadable is no finding but bad input.
 
@@ -53,7 +63,7 @@ FORMAT is text, json (also --json), junit, or github for annotations of a workfl
 
 Exit status: 0 no errors, 1 failed, 2 usage, 3 errors found, 4 bad input,
 130 cancelled ('loratool help exit-codes').`,
-		Args:              oneArg("path"),
+		Args:              func(cmd *cobra.Command, args []string) error { return f.checkArgs(cmd, args) },
 		ValidArgsFunction: a.models,
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.runVerify(cmd.Context(), &f, args) },
 	}
@@ -63,6 +73,13 @@ Exit status: 0 no errors, 1 failed, 2 usage, 3 errors found, 4 bad input,
 }
 
 func (f *verifyFlags) register(fs *pflag.FlagSet) {
+	fs.StringVar(&f.merge.base, "base", "", "`MODEL` that was merged into: folder, file or cached repository id")
+	fs.StringArrayVar(&f.merge.adapters, "adapter", nil, "`ADAPTER` folder that was merged, or ADAPTER@WEIGHT; may be repeated")
+	fs.StringVar(&f.merged, "merged", "", "`MODEL` that should be the merge")
+	fs.StringArrayVar(&f.merge.init, "init-adapter", nil, "`ADAPTER` before training, when making it changed the base (PiSSA, CorDA, LoRA-GA, ...)")
+	fs.StringVar(&f.merge.moeBLayout, "moe-b-layout", "auto", "`ORDER` of lora_B for stacked experts: rank (PEFT), expert (Unsloth) or auto (by the adapter's marks)")
+	fs.StringVar(&f.merge.trainBase, "train-base", "", "the merge was made into the base as quantization to `TYPE` leaves it: nf4, nf4-dq, fp4, fp4-dq or int8")
+	fs.BoolVar(&f.merge.mhaFormula, "mha-formula", false, "the change of an attention's out_proj was applied once")
 	fs.StringVar(&f.format, "format", "", "`FORMAT` of the report: text, json, junit or github (default text)")
 	fs.StringVar(&f.summary, "summary", "", "append a table in Markdown to `FILE`")
 	fs.BoolVar(&f.strict, "strict", false, "let warnings fail the check too")
@@ -74,14 +91,44 @@ func (f *verifyFlags) register(fs *pflag.FlagSet) {
 // completeVerify gives the shell values for the flags of verify.
 func (a *App) completeVerify(cmd *cobra.Command) {
 	for flag, complete := range map[string]completer{
-		"format": fixed("text\tfor people", "json\tone document", "junit\tXML of test cases", "github\tannotations of a workflow"),
-		"memory": fixed("256MiB", "1GiB", "5GB"),
-		"jobs":   fixed(),
+		"base":         a.models,
+		"merged":       a.models,
+		"adapter":      folders,
+		"init-adapter": folders,
+		"moe-b-layout": fixed("auto\tby the adapter's marks", "rank\tas PEFT packs it", "expert\tas Unsloth packs it"),
+		"train-base":   fixed(slices.Sorted(maps.Keys(trainBases))...),
+		"format":       fixed("text\tfor people", "json\tone document", "junit\tXML of test cases", "github\tannotations of a workflow"),
+		"memory":       fixed("256MiB", "1GiB", "5GB"),
+		"jobs":         fixed(),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
 			panic(err) // a flag that is not there
 		}
 	}
+}
+
+// checkArgs makes sure that there is one thing to check.
+func (f *verifyFlags) checkArgs(cmd *cobra.Command, args []string) error {
+	ofMerge := []string{"base", "adapter", "merged", "init-adapter", "moe-b-layout", "train-base", "mha-formula"}
+	if f.merged == "" {
+		for _, name := range ofMerge {
+			if cmd.Flags().Changed(name) {
+				return usageHint("loratool verify --base BASE --adapter ADAPTER --merged MERGED", "--%s is for a merge, but --merged is missing", name)
+			}
+		}
+		return oneArg("path")(cmd, args)
+	}
+	switch {
+	case len(args) > 0:
+		return usageHint(cmd.CommandPath()+" --help", "with --merged there is no path to check beside, got %q", args[0])
+	case f.merge.base == "":
+		return usagef("--base is missing")
+	case len(f.merge.adapters) == 0:
+		return usagef("--adapter is missing")
+	case f.headersOnly:
+		return usagef("--headers-only: a merge is compared by its weights")
+	}
+	return nil
 }
 
 // check looks at the flags and fills in what follows from others.
@@ -118,12 +165,16 @@ func (a *App) runVerify(ctx context.Context, f *verifyFlags, args []string) erro
 	debug.SetMemoryLimit(o.Engine.Memory + o.Engine.Memory/4 + 32<<20)
 	progress := a.newProgress("verifying")
 	o.Engine.Progress = progress
-	report, err := a.verifyPath(ctx, args[0], o)
+	path, check := f.merged, a.verifyMerge
+	if path == "" {
+		path, check = args[0], a.verifyPath
+	}
+	report, err := check(ctx, path, f, o)
 	progress.Finish()
 	if err != nil {
 		return err
 	}
-	doc := describeFindings(args[0], report, f.strict)
+	doc := describeFindings(path, report, f.strict)
 	reports[f.format](a.out, doc)
 	if err := appendSummary(f.summary, doc); err != nil {
 		return err
@@ -135,7 +186,7 @@ func (a *App) runVerify(ctx context.Context, f *verifyFlags, args []string) erro
 }
 
 // verifyPath checks one checkpoint by itself.
-func (a *App) verifyPath(ctx context.Context, path string, o verify.Options) (*verify.Report, error) {
+func (a *App) verifyPath(ctx context.Context, path string, _ *verifyFlags, o verify.Options) (*verify.Report, error) {
 	m, err := checkpoint.Open(path, a.cache())
 	if err != nil {
 		return nil, err
@@ -146,6 +197,37 @@ func (a *App) verifyPath(ctx context.Context, path string, o verify.Options) (*v
 		return nil, err
 	}
 	return report, m.CheckUnchanged()
+}
+
+// verifyMerge checks a merge against what it was made from.
+func (a *App) verifyMerge(ctx context.Context, path string, f *verifyFlags, o verify.Options) (*verify.Report, error) {
+	f.merge.output = path // is only read here
+	opts, err := f.merge.options()
+	if err != nil {
+		return nil, err
+	}
+	inputs, err := a.openInputs(&f.merge)
+	if err != nil {
+		return nil, err
+	}
+	defer inputs.close()
+	merged, err := checkpoint.Open(path, a.cache())
+	if err != nil {
+		return nil, err
+	}
+	inputs.models = append(inputs.models, merged)
+	trip, err := simulateTraining(inputs.base, f.merge.trainBase, &opts)
+	if err != nil {
+		return nil, err
+	}
+	if trip != nil { // it holds scales beside the budget
+		o.Engine.Memory = max(o.Engine.Memory-trip.Memory(o.Engine.Jobs), 1)
+	}
+	report, err := verify.Merged(ctx, inputs.base, inputs.sources, opts, merged, o)
+	if err != nil {
+		return nil, err
+	}
+	return report, inputs.checkUnchanged()
 }
 
 // appendSummary appends the report in Markdown to a file, if one was named.
