@@ -4,6 +4,7 @@ package verify
 const (
 	familyStructure = "structure"
 	familyMerge     = "merge"
+	familyLoftQ     = "loftq"
 )
 
 // codes is the table of everything that can be found; docs/verify.md shows it.
@@ -53,4 +54,9 @@ var codes = []Code{
 	{"delta-zero", familyMerge, Warning, "the adapters have factors for a tensor, and change nothing", "", ""},
 	{"adapter-missing", familyMerge, Error, "no tensor holds the change of the adapters: the model is the base", "tensors", "0"},
 	{"other-base", familyMerge, Error, "most tensors that no adapter changes differ: the merge was made from another base", "tensors that differ", "0"},
+
+	{"loftq-scale", familyLoftQ, Error, "a pair fits what quantization left out at another scale than it is applied with: made for another alpha, or trained since", "best scale by the scale", "the nearest that rounding allows"},
+	{"loftq-empty", familyLoftQ, Warning, "a pair corrects nothing of what quantization left out", "", ""},
+	{"loftq-worse", familyLoftQ, Error, "quantized weight and pair are farther from the base than the quantized weight alone", "relative error with the pair", "without"},
+	{"loftq-other", familyLoftQ, Info, "the adapter changes a tensor without a pair of factors", "", ""},
 }

@@ -45,6 +45,7 @@ type Report struct {
 	Families []string // that were run, in order
 	Tensors  int      // that were looked at
 	Merge    *MergeFigures
+	LoftQ    *LoftQResult
 }
 
 // OK reports whether there is no error.

@@ -22,6 +22,7 @@ import (
 type verifyFlags struct {
 	merge       mergeFlags // what a merge was made of: base, adapters and how
 	merged      string
+	loftq       bool
 	format      string
 	summary     string
 	strict      bool
@@ -33,7 +34,7 @@ type verifyFlags struct {
 func (a *App) newVerify() *cobra.Command {
 	var f verifyFlags
 	cmd := &cobra.Command{
-		Use:   "verify PATH | verify --base BASE --adapter ADAPTER... --merged MERGED",
+		Use:   "verify PATH | verify --base BASE --adapter ADAPTER... --merged MERGED | verify --loftq BASE Q ADAPTER",
 		Short: "Find what is wrong with a model, an adapter or a merge",
 		Long: `Check a checkpoint, or a merge against what it was made from, and print what is
 wrong as findings with a code each.
@@ -42,6 +43,7 @@ Examples:
   loratool verify ./merged
   loratool verify ./lora --json
   loratool verify --base ./llama --adapter ./lora --merged ./merged
+  loratool verify --loftq ./llama ./llama-nf4 ./loftq
   loratool verify ./merged --format github --summary "$GITHUB_STEP_SUMMARY"
   loratool verify ./merged --format junit > report.xml
 
@@ -54,6 +56,9 @@ element types, quantization, what runs code, and every value for infinities and 
 With --merged every tensor is computed again from BASE and ADAPTERs in float64 and
 compared, whoever made the merge; what PEFT rounds twice is recognised and named. The
 other tensors must be the base's. MERGED is then checked like PATH as well.
+
+With --loftq the pairs of ADAPTER are compared with what quantization left out of Q,
+and the scale at which they would fit best with the one that they are applied with.
 
 A finding is an error, a warning or an info; errors fail the check, with --strict
 warnings do too. What makes a file unreadable is no finding but bad input.
@@ -76,6 +81,7 @@ func (f *verifyFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.merge.base, "base", "", "`MODEL` that was merged into: folder, file or cached repository id")
 	fs.StringArrayVar(&f.merge.adapters, "adapter", nil, "`ADAPTER` folder that was merged, or ADAPTER@WEIGHT; may be repeated")
 	fs.StringVar(&f.merged, "merged", "", "`MODEL` that should be the merge")
+	fs.BoolVar(&f.loftq, "loftq", false, "check the pairs of a LoftQ adapter: arguments are base, quantized model, adapter")
 	fs.StringArrayVar(&f.merge.init, "init-adapter", nil, "`ADAPTER` before training, when making it changed the base (PiSSA, CorDA, LoRA-GA, ...)")
 	fs.StringVar(&f.merge.moeBLayout, "moe-b-layout", "auto", "`ORDER` of lora_B for stacked experts: rank (PEFT), expert (Unsloth) or auto (by the adapter's marks)")
 	fs.StringVar(&f.merge.trainBase, "train-base", "", "the merge was made into the base as quantization to `TYPE` leaves it: nf4, nf4-dq, fp4, fp4-dq or int8")
@@ -109,6 +115,9 @@ func (a *App) completeVerify(cmd *cobra.Command) {
 
 // checkArgs makes sure that there is one thing to check.
 func (f *verifyFlags) checkArgs(cmd *cobra.Command, args []string) error {
+	if f.loftq {
+		return f.checkLoftQ(cmd, args)
+	}
 	ofMerge := []string{"base", "adapter", "merged", "init-adapter", "moe-b-layout", "train-base", "mha-formula"}
 	if f.merged == "" {
 		for _, name := range ofMerge {
@@ -127,6 +136,19 @@ func (f *verifyFlags) checkArgs(cmd *cobra.Command, args []string) error {
 		return usagef("--adapter is missing")
 	case f.headersOnly:
 		return usagef("--headers-only: a merge is compared by its weights")
+	}
+	return nil
+}
+
+// checkLoftQ wants the three arguments and no flag of a merge.
+func (f *verifyFlags) checkLoftQ(cmd *cobra.Command, args []string) error {
+	if len(args) != 3 {
+		return usageHint("loratool verify --loftq BASE Q ADAPTER", "--loftq takes a base, a quantized model and an adapter, got %d arguments", len(args))
+	}
+	for _, name := range []string{"base", "adapter", "merged", "init-adapter", "moe-b-layout", "train-base", "mha-formula", "headers-only"} {
+		if cmd.Flags().Changed(name) {
+			return usagef("--loftq and --%s exclude each other", name)
+		}
 	}
 	return nil
 }
@@ -165,16 +187,19 @@ func (a *App) runVerify(ctx context.Context, f *verifyFlags, args []string) erro
 	debug.SetMemoryLimit(o.Engine.Memory + o.Engine.Memory/4 + 32<<20)
 	progress := a.newProgress("verifying")
 	o.Engine.Progress = progress
-	path, check := f.merged, a.verifyMerge
-	if path == "" {
-		path, check = args[0], a.verifyPath
+	path, check := args, a.verifyPath
+	switch {
+	case f.loftq:
+		check = a.verifyLoftQ
+	case f.merged != "":
+		path, check = []string{f.merged}, a.verifyMerge
 	}
 	report, err := check(ctx, path, f, o)
 	progress.Finish()
 	if err != nil {
 		return err
 	}
-	doc := describeFindings(path, report, f.strict)
+	doc := describeFindings(path[len(path)-1], report, f.strict)
 	reports[f.format](a.out, doc)
 	if err := appendSummary(f.summary, doc); err != nil {
 		return err
@@ -186,8 +211,8 @@ func (a *App) runVerify(ctx context.Context, f *verifyFlags, args []string) erro
 }
 
 // verifyPath checks one checkpoint by itself.
-func (a *App) verifyPath(ctx context.Context, path string, _ *verifyFlags, o verify.Options) (*verify.Report, error) {
-	m, err := checkpoint.Open(path, a.cache())
+func (a *App) verifyPath(ctx context.Context, paths []string, _ *verifyFlags, o verify.Options) (*verify.Report, error) {
+	m, err := checkpoint.Open(paths[0], a.cache())
 	if err != nil {
 		return nil, err
 	}
@@ -200,8 +225,8 @@ func (a *App) verifyPath(ctx context.Context, path string, _ *verifyFlags, o ver
 }
 
 // verifyMerge checks a merge against what it was made from.
-func (a *App) verifyMerge(ctx context.Context, path string, f *verifyFlags, o verify.Options) (*verify.Report, error) {
-	f.merge.output = path // is only read here
+func (a *App) verifyMerge(ctx context.Context, paths []string, f *verifyFlags, o verify.Options) (*verify.Report, error) {
+	f.merge.output = paths[0] // is only read here
 	opts, err := f.merge.options()
 	if err != nil {
 		return nil, err
@@ -211,7 +236,7 @@ func (a *App) verifyMerge(ctx context.Context, path string, f *verifyFlags, o ve
 		return nil, err
 	}
 	defer inputs.close()
-	merged, err := checkpoint.Open(path, a.cache())
+	merged, err := checkpoint.Open(paths[0], a.cache())
 	if err != nil {
 		return nil, err
 	}
@@ -228,6 +253,28 @@ func (a *App) verifyMerge(ctx context.Context, path string, f *verifyFlags, o ve
 		return nil, err
 	}
 	return report, inputs.checkUnchanged()
+}
+
+// verifyLoftQ checks the pairs of an adapter against base and quantized model.
+func (a *App) verifyLoftQ(ctx context.Context, paths []string, _ *verifyFlags, o verify.Options) (*verify.Report, error) {
+	in := new(mergeInputs)
+	defer in.close()
+	for _, path := range paths[:2] {
+		m, err := checkpoint.Open(path, a.cache())
+		if err != nil {
+			return nil, err
+		}
+		in.models = append(in.models, m)
+	}
+	pairs, err := in.openAdapter(paths[2], a.cache())
+	if err != nil {
+		return nil, err
+	}
+	report, err := verify.LoftQReport(ctx, in.models[0], in.models[1], pairs, o)
+	if err != nil {
+		return nil, err
+	}
+	return report, in.checkUnchanged()
 }
 
 // appendSummary appends the report in Markdown to a file, if one was named.

@@ -32,6 +32,23 @@ type (
 		Warnings int         `json:"warnings"`
 		Infos    int         `json:"infos"`
 		Merge    *mergedJSON `json:"merge,omitempty"`
+		LoftQ    *loftqJSON  `json:"loftq,omitempty"`
+	}
+	loftqJSON struct {
+		Quantized number            `json:"quantized_error"` // ||W - Q|| / ||W||
+		Repaired  number            `json:"repaired_error"`  // ||W - Q - s·B·A|| / ||W||
+		Modules   []loftqModuleJSON `json:"modules"`
+	}
+	loftqModuleJSON struct {
+		Tensor     string  `json:"tensor"`
+		Shape      []int64 `json:"shape"`
+		Rank       int64   `json:"rank"`
+		Stored     string  `json:"stored"`
+		Quantized  number  `json:"quantized_error"`
+		Repaired   number  `json:"repaired_error"`
+		Attainable number  `json:"attainable_error"`
+		Scale      number  `json:"scale"`
+		BestScale  number  `json:"best_scale"`
 	}
 	mergedJSON struct {
 		Unchanged int    `json:"unchanged_tensors"`
@@ -57,8 +74,23 @@ func describeFindings(path string, r *verify.Report, strict bool) verifyJSON {
 			f.Code, string(f.Severity), f.Tensor, oneLine(f.Message), (*number)(f.Value), (*number)(f.Limit),
 		})
 	}
+	doc.Summary.LoftQ = describeLoftQ(r.LoftQ)
 	if m := r.Merge; m != nil {
 		doc.Summary.Merge = &mergedJSON{m.Unchanged, m.Changed, m.Values, m.Nearest, number(m.DeltaNorm), number(m.Survival)}
+	}
+	return doc
+}
+
+func describeLoftQ(r *verify.LoftQResult) *loftqJSON {
+	if r == nil {
+		return nil
+	}
+	doc := &loftqJSON{Quantized: number(r.Quantized), Repaired: number(r.Repaired), Modules: []loftqModuleJSON{}}
+	for _, m := range r.Modules {
+		doc.Modules = append(doc.Modules, loftqModuleJSON{
+			m.Tensor, shapeOf(m.Shape), m.Rank, m.Stored, number(m.Quantized), number(m.Repaired), number(m.Attainable),
+			number(m.Scale), number(m.BestScale),
+		})
 	}
 	return doc
 }
@@ -113,6 +145,10 @@ func printFindings(w io.Writer, doc verifyJSON) {
 		}
 	}
 	fmt.Fprintln(w, doc.verdict())
+	if l := doc.Summary.LoftQ; l != nil {
+		fmt.Fprintf(w, "loftq: the relative error of %s is %.4g quantized, %.4g with the pairs\n",
+			countOf(len(l.Modules), "weight"), l.Quantized, l.Repaired)
+	}
 	if m := doc.Summary.Merge; m != nil {
 		fmt.Fprintf(w, "merge: %d tensors are as in the base, %d changed; the change has norm %.4g and %s of it is there; %s of %d values are the nearest\n",
 			m.Unchanged, m.Changed, m.DeltaNorm, survived(m.Survival), percent(number(m.Nearest)/number(max(m.Values, 1))), m.Values)
