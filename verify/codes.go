@@ -5,6 +5,7 @@ const (
 	familyStructure = "structure"
 	familyMerge     = "merge"
 	familyLoftQ     = "loftq"
+	familyQuantized = "quantized"
 )
 
 // codes is the table of everything that can be found; docs/verify.md shows it.
@@ -59,4 +60,12 @@ var codes = []Code{
 	{"loftq-empty", familyLoftQ, Warning, "a pair corrects nothing of what quantization left out", "", ""},
 	{"loftq-worse", familyLoftQ, Error, "quantized weight and pair are farther from the base than the quantized weight alone", "relative error with the pair", "without"},
 	{"loftq-other", familyLoftQ, Info, "the adapter changes a tensor without a pair of factors", "", ""},
+
+	{"quant-missing", familyQuantized, Error, "the base has a tensor that the quantized model lacks", "", ""},
+	{"quant-extra", familyQuantized, Warning, "the quantized model has a tensor that the base has not", "", ""},
+	{"quant-shape", familyQuantized, Error, "a tensor has another shape than in the base", "", ""},
+	{"quant-changed", familyQuantized, Error, "a tensor that is not quantized is not the base's", "elements that differ", "0"},
+	{"quant-error", familyQuantized, Error, "values are farther from the base than their format can be", "largest error, or the relative one", "what the format can be off there, or 1"},
+	{"quant-not-nearest", familyQuantized, Info, "codes are not the nearest, as those of other thresholds are", "share of the codes", "0"},
+	{"quant-none", familyQuantized, Error, "no tensor of the model is quantized", "", ""},
 }

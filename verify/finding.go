@@ -41,11 +41,12 @@ type Finding struct {
 
 // Report is the result of one or several families of checks.
 type Report struct {
-	Findings []Finding
-	Families []string // that were run, in order
-	Tensors  int      // that were looked at
-	Merge    *MergeFigures
-	LoftQ    *LoftQResult
+	Findings  []Finding
+	Families  []string // that were run, in order
+	Tensors   int      // that were looked at
+	Merge     *MergeFigures
+	LoftQ     *LoftQResult
+	Quantized *QuantizedFigures
 }
 
 // OK reports whether there is no error.

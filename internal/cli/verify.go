@@ -22,6 +22,7 @@ import (
 type verifyFlags struct {
 	merge       mergeFlags // what a merge was made of: base, adapters and how
 	merged      string
+	quantized   string
 	loftq       bool
 	format      string
 	summary     string
@@ -34,7 +35,7 @@ type verifyFlags struct {
 func (a *App) newVerify() *cobra.Command {
 	var f verifyFlags
 	cmd := &cobra.Command{
-		Use:   "verify PATH | verify --base BASE --adapter ADAPTER... --merged MERGED | verify --loftq BASE Q ADAPTER",
+		Use:   "verify PATH | verify --base BASE --adapter ADAPTER... --merged MERGED | verify --base BASE --quantized Q | verify --loftq BASE Q ADAPTER",
 		Short: "Find what is wrong with a model, an adapter or a merge",
 		Long: `Check a checkpoint, or a merge against what it was made from, and print what is
 wrong as findings with a code each.
@@ -43,6 +44,7 @@ Examples:
   loratool verify ./merged
   loratool verify ./lora --json
   loratool verify --base ./llama --adapter ./lora --merged ./merged
+  loratool verify --base ./llama --quantized ./llama-nf4
   loratool verify --loftq ./llama ./llama-nf4 ./loftq
   loratool verify ./merged --format github --summary "$GITHUB_STEP_SUMMARY"
   loratool verify ./merged --format junit > report.xml
@@ -56,6 +58,10 @@ element types, quantization, what runs code, and every value for infinities and 
 With --merged every tensor is computed again from BASE and ADAPTERs in float64 and
 compared, whoever made the merge; what PEFT rounds twice is recognised and named. The
 other tensors must be the base's. MERGED is then checked like PATH as well.
+
+With --quantized no weight of Q may be farther from BASE than its format can be, and
+what is not quantized must be the base's. Both have the same names: a GGUF file is
+compared with one in 16 or 32 bits.
 
 With --loftq the pairs of ADAPTER are compared with what quantization left out of Q,
 and the scale at which they would fit best with the one that they are applied with.
@@ -81,6 +87,7 @@ func (f *verifyFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.merge.base, "base", "", "`MODEL` that was merged into: folder, file or cached repository id")
 	fs.StringArrayVar(&f.merge.adapters, "adapter", nil, "`ADAPTER` folder that was merged, or ADAPTER@WEIGHT; may be repeated")
 	fs.StringVar(&f.merged, "merged", "", "`MODEL` that should be the merge")
+	fs.StringVar(&f.quantized, "quantized", "", "`MODEL` that was quantized from the base")
 	fs.BoolVar(&f.loftq, "loftq", false, "check the pairs of a LoftQ adapter: arguments are base, quantized model, adapter")
 	fs.StringArrayVar(&f.merge.init, "init-adapter", nil, "`ADAPTER` before training, when making it changed the base (PiSSA, CorDA, LoRA-GA, ...)")
 	fs.StringVar(&f.merge.moeBLayout, "moe-b-layout", "auto", "`ORDER` of lora_B for stacked experts: rank (PEFT), expert (Unsloth) or auto (by the adapter's marks)")
@@ -99,6 +106,7 @@ func (a *App) completeVerify(cmd *cobra.Command) {
 	for flag, complete := range map[string]completer{
 		"base":         a.models,
 		"merged":       a.models,
+		"quantized":    a.models,
 		"adapter":      folders,
 		"init-adapter": folders,
 		"moe-b-layout": fixed("auto\tby the adapter's marks", "rank\tas PEFT packs it", "expert\tas Unsloth packs it"),
@@ -118,7 +126,10 @@ func (f *verifyFlags) checkArgs(cmd *cobra.Command, args []string) error {
 	if f.loftq {
 		return f.checkLoftQ(cmd, args)
 	}
-	ofMerge := []string{"base", "adapter", "merged", "init-adapter", "moe-b-layout", "train-base", "mha-formula"}
+	if f.quantized != "" {
+		return f.checkQuantized(cmd, args)
+	}
+	ofMerge := []string{"base", "adapter", "merged", "quantized", "init-adapter", "moe-b-layout", "train-base", "mha-formula"}
 	if f.merged == "" {
 		for _, name := range ofMerge {
 			if cmd.Flags().Changed(name) {
@@ -140,12 +151,28 @@ func (f *verifyFlags) checkArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
+// checkQuantized wants a base and nothing else.
+func (f *verifyFlags) checkQuantized(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageHint(cmd.CommandPath()+" --help", "with --quantized there is no path to check beside, got %q", args[0])
+	}
+	for _, name := range []string{"adapter", "merged", "init-adapter", "moe-b-layout", "train-base", "mha-formula", "headers-only"} {
+		if cmd.Flags().Changed(name) {
+			return usagef("--quantized and --%s exclude each other", name)
+		}
+	}
+	if f.merge.base == "" {
+		return usagef("--base is missing")
+	}
+	return nil
+}
+
 // checkLoftQ wants the three arguments and no flag of a merge.
 func (f *verifyFlags) checkLoftQ(cmd *cobra.Command, args []string) error {
 	if len(args) != 3 {
 		return usageHint("loratool verify --loftq BASE Q ADAPTER", "--loftq takes a base, a quantized model and an adapter, got %d arguments", len(args))
 	}
-	for _, name := range []string{"base", "adapter", "merged", "init-adapter", "moe-b-layout", "train-base", "mha-formula", "headers-only"} {
+	for _, name := range []string{"base", "adapter", "merged", "quantized", "init-adapter", "moe-b-layout", "train-base", "mha-formula", "headers-only"} {
 		if cmd.Flags().Changed(name) {
 			return usagef("--loftq and --%s exclude each other", name)
 		}
@@ -191,6 +218,8 @@ func (a *App) runVerify(ctx context.Context, f *verifyFlags, args []string) erro
 	switch {
 	case f.loftq:
 		check = a.verifyLoftQ
+	case f.quantized != "":
+		path, check = []string{f.quantized}, a.verifyQuantized
 	case f.merged != "":
 		path, check = []string{f.merged}, a.verifyMerge
 	}
@@ -253,6 +282,24 @@ func (a *App) verifyMerge(ctx context.Context, paths []string, f *verifyFlags, o
 		return nil, err
 	}
 	return report, inputs.checkUnchanged()
+}
+
+// verifyQuantized checks a quantized model against its base.
+func (a *App) verifyQuantized(ctx context.Context, paths []string, f *verifyFlags, o verify.Options) (*verify.Report, error) {
+	in := new(mergeInputs)
+	defer in.close()
+	for _, path := range []string{f.merge.base, paths[0]} {
+		m, err := checkpoint.Open(path, a.cache())
+		if err != nil {
+			return nil, err
+		}
+		in.models = append(in.models, m)
+	}
+	report, err := verify.Quantized(ctx, in.models[0], in.models[1], o)
+	if err != nil {
+		return nil, err
+	}
+	return report, in.checkUnchanged()
 }
 
 // verifyLoftQ checks the pairs of an adapter against base and quantized model.

@@ -25,14 +25,15 @@ type (
 		Limit    *number `json:"limit"`
 	}
 	verifySummary struct {
-		Path     string      `json:"path"`
-		Families []string    `json:"families"`
-		Tensors  int         `json:"tensors"`
-		Errors   int         `json:"errors"`
-		Warnings int         `json:"warnings"`
-		Infos    int         `json:"infos"`
-		Merge    *mergedJSON `json:"merge,omitempty"`
-		LoftQ    *loftqJSON  `json:"loftq,omitempty"`
+		Path      string           `json:"path"`
+		Families  []string         `json:"families"`
+		Tensors   int              `json:"tensors"`
+		Errors    int              `json:"errors"`
+		Warnings  int              `json:"warnings"`
+		Infos     int              `json:"infos"`
+		Merge     *mergedJSON      `json:"merge,omitempty"`
+		LoftQ     *loftqJSON       `json:"loftq,omitempty"`
+		Quantized *quantErrorsJSON `json:"quantized,omitempty"`
 	}
 	loftqJSON struct {
 		Quantized number            `json:"quantized_error"` // ||W - Q|| / ||W||
@@ -49,6 +50,16 @@ type (
 		Attainable number  `json:"attainable_error"`
 		Scale      number  `json:"scale"`
 		BestScale  number  `json:"best_scale"`
+	}
+	quantErrorsJSON struct {
+		Error   number           `json:"relative_error"` // ||W - Q|| / ||W|| over all of them
+		Tensors []quantErrorJSON `json:"tensors"`
+	}
+	quantErrorJSON struct {
+		Tensor string  `json:"tensor"`
+		Shape  []int64 `json:"shape"`
+		Type   string  `json:"type"`
+		Error  number  `json:"relative_error"`
 	}
 	mergedJSON struct {
 		Unchanged int    `json:"unchanged_tensors"`
@@ -74,7 +85,7 @@ func describeFindings(path string, r *verify.Report, strict bool) verifyJSON {
 			f.Code, string(f.Severity), f.Tensor, oneLine(f.Message), (*number)(f.Value), (*number)(f.Limit),
 		})
 	}
-	doc.Summary.LoftQ = describeLoftQ(r.LoftQ)
+	doc.Summary.LoftQ, doc.Summary.Quantized = describeLoftQ(r.LoftQ), describeQuantized(r.Quantized)
 	if m := r.Merge; m != nil {
 		doc.Summary.Merge = &mergedJSON{m.Unchanged, m.Changed, m.Values, m.Nearest, number(m.DeltaNorm), number(m.Survival)}
 	}
@@ -91,6 +102,17 @@ func describeLoftQ(r *verify.LoftQResult) *loftqJSON {
 			m.Tensor, shapeOf(m.Shape), m.Rank, m.Stored, number(m.Quantized), number(m.Repaired), number(m.Attainable),
 			number(m.Scale), number(m.BestScale),
 		})
+	}
+	return doc
+}
+
+func describeQuantized(r *verify.QuantizedFigures) *quantErrorsJSON {
+	if r == nil {
+		return nil
+	}
+	doc := &quantErrorsJSON{Error: number(r.Error), Tensors: []quantErrorJSON{}}
+	for _, t := range r.Tensors {
+		doc.Tensors = append(doc.Tensors, quantErrorJSON{t.Tensor, shapeOf(t.Shape), t.Kind, number(t.Error)})
 	}
 	return doc
 }
@@ -148,6 +170,9 @@ func printFindings(w io.Writer, doc verifyJSON) {
 	if l := doc.Summary.LoftQ; l != nil {
 		fmt.Fprintf(w, "loftq: the relative error of %s is %.4g quantized, %.4g with the pairs\n",
 			countOf(len(l.Modules), "weight"), l.Quantized, l.Repaired)
+	}
+	if q := doc.Summary.Quantized; q != nil {
+		fmt.Fprintf(w, "quantized: the relative error of %s is %.4g\n", countOf(len(q.Tensors), "weight"), q.Error)
 	}
 	if m := doc.Summary.Merge; m != nil {
 		fmt.Fprintf(w, "merge: %d tensors are as in the base, %d changed; the change has norm %.4g and %s of it is there; %s of %d values are the nearest\n",
