@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/loratool/loratool/formats/arch"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/plan"
@@ -56,7 +57,7 @@ func NewComparison(p *plan.Plan, model *checkpoint.Model, head, embedding string
 			spec, ok = model.Lookup(embedding)
 		}
 		switch {
-		case !ok && isBuffer(step.Write.Tensor):
+		case !ok && arch.IsBuffer(step.Write.Tensor):
 			spec = step.Read.Spec
 			spec.Name = ""
 		case !ok:

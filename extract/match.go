@@ -161,7 +161,7 @@ func (s *Survey) match() ([]pair, error) {
 			taken[b.Name] = true
 		case t.Name == s.head && s.tiedBase:
 			b, _ = s.base.Lookup(s.embedding)
-		case isBuffer(t.Name):
+		case arch.IsBuffer(t.Name):
 			s.decide("buffer", "tensors that the model computes itself, on one side only, are left out", t.Name)
 			continue
 		default:
@@ -175,7 +175,7 @@ func (s *Survey) match() ([]pair, error) {
 		case b.Name == s.head && s.tiedTuned:
 			t, _ := s.tuned.Lookup(s.embedding)
 			pairs = append(pairs, pair{s.head, b, t})
-		case isBuffer(b.Name):
+		case arch.IsBuffer(b.Name):
 			s.decide("buffer", "tensors that the model computes itself, on one side only, are left out", b.Name)
 		default:
 			return nil, inputErrorf(s.tuned, "tensor %q of the base is missing", b.Name)
@@ -222,13 +222,4 @@ func (s *Survey) findTies() {
 		return !stored && arch.HasHead(architecture)
 	}
 	s.tiedBase, s.tiedTuned = tied(s.base), tied(s.tuned)
-}
-
-// buffers are the ends of tensor names that old files hold although the model
-// computes them when it is made: position tables and attention masks.
-var buffers = []string{".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias",
-	".attention.masked_bias", "embeddings.position_ids"}
-
-func isBuffer(name string) bool {
-	return slices.ContainsFunc(buffers, func(b string) bool { return strings.HasSuffix(name, b) })
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/loratool/loratool/formats/adapter"
 	"github.com/loratool/loratool/formats/arch"
 	"github.com/loratool/loratool/formats/tensor"
 )
@@ -424,25 +425,7 @@ func covers(pattern string, it *item) bool {
 		module, _ := splitName(p.name)
 		names = append(names, module)
 	}
-	return slices.ContainsFunc(names, func(name string) bool { return matchGlob("*."+pattern, "."+name) })
-}
-
-// matchGlob matches a name against a pattern in which an asterisk stands for any
-// text.
-func matchGlob(pattern, name string) bool {
-	pieces := strings.Split(pattern, "*")
-	rest, ok := strings.CutPrefix(name, pieces[0])
-	if !ok {
-		return false
-	}
-	for _, piece := range pieces[1 : len(pieces)-1] {
-		i := strings.Index(rest, piece)
-		if i < 0 {
-			return false
-		}
-		rest = rest[i+len(piece):]
-	}
-	return strings.HasSuffix(rest, pieces[len(pieces)-1])
+	return slices.ContainsFunc(names, func(name string) bool { return adapter.MatchGlob("*."+pattern, "."+name) })
 }
 
 // affordableRank is the rank that all decomposed items could have together under

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 
+	"github.com/loratool/loratool/formats/arch"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/kernel"
@@ -360,7 +361,7 @@ func subtract[T tensor.Float](dst []float32, w, x []T) {
 func (s *Survey) checkFixed(ctx context.Context, it *item) error {
 	p := it.parts[0]
 	same, err := s.sameBytes(ctx, s.base, p.base, s.tuned, p.tuned)
-	if err != nil || same || isBuffer(p.name) {
+	if err != nil || same || arch.IsBuffer(p.name) {
 		return err
 	}
 	return inputErrorf(s.tuned, "tensor %q is stored as %s and differs from the base's %s: only floating-point weights have a difference",

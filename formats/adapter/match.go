@@ -123,6 +123,24 @@ func MatchName(name, module string) bool {
 	return module == name || strings.HasSuffix(module, "."+name)
 }
 
+// MatchGlob matches a name against a pattern in which an asterisk stands for any
+// text.
+func MatchGlob(pattern, name string) bool {
+	pieces := strings.Split(pattern, "*")
+	rest, ok := strings.CutPrefix(name, pieces[0])
+	if !ok {
+		return false
+	}
+	for _, piece := range pieces[1 : len(pieces)-1] {
+		i := strings.Index(rest, piece)
+		if i < 0 {
+			return false
+		}
+		rest = rest[i+len(piece):]
+	}
+	return strings.HasSuffix(rest, pieces[len(pieces)-1])
+}
+
 // layerIndex finds the number that PEFT takes for the index of the layer: the
 // first numeric component, or the one after a component named in patterns. It
 // has a component before and behind it, and another before that one.

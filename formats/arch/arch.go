@@ -6,7 +6,10 @@
 // modelling files and the weight conversion tables of transformers 5.23.
 package arch
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // conv1D are the model types whose linear layers are transformers' Conv1D, which
 // stores a weight as (in, out).
@@ -134,4 +137,14 @@ func Embeddings(names func(yield func(string) bool), architecture string) (embed
 		head = prefix + "." + head
 	}
 	return embedding, head, true
+}
+
+// buffers are the ends of tensor names that old files hold although the model
+// computes them when it is made: position tables and attention masks.
+var buffers = []string{".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias",
+	".attention.masked_bias", "embeddings.position_ids"}
+
+// IsBuffer reports whether a tensor is one that the model computes itself.
+func IsBuffer(name string) bool {
+	return slices.ContainsFunc(buffers, func(b string) bool { return strings.HasSuffix(name, b) })
 }
