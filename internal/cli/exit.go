@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/loratool/loratool/diff"
 	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/adapter"
 	"github.com/loratool/loratool/formats/checkpoint"
@@ -41,6 +42,7 @@ func (h *hinted) Hint() string { return h.hint }
 func classify(err error) (code int, kind string) {
 	var (
 		usage     *usageError
+		pattern   *diff.PatternError
 		input     *checkpoint.InputError
 		mismatch  *adapter.MismatchError
 		notCached *hfrepo.NotCachedError
@@ -54,7 +56,7 @@ func classify(err error) (code int, kind string) {
 		found     *foundError
 	)
 	switch {
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.As(err, &pattern):
 		return exitUsage, "usage"
 	case errors.As(err, &found):
 		return exitFound, "found"

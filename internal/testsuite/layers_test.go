@@ -35,6 +35,7 @@ var rooms = map[string]int{
 	"formats/adapter":    4,
 	"plan":               5,
 	"engine":             6,
+	"diff":               6,
 	"extract":            6,
 	"merge":              6,
 	"quant":              6,
