@@ -28,6 +28,7 @@ type Survey struct {
 	decisions []plan.Decision
 	findings  []finding // by item
 
+	gguf                 bool   // both models are
 	embedding, head      string // tensors of the tuned model, as in its files
 	prefix               string // that names have in memory and lack in the files
 	tiedBase, tiedTuned  bool
@@ -97,16 +98,16 @@ func (s *Survey) checkKinds() error {
 		if m.IsAdapter() {
 			return inputErrorf(m, "it is an adapter, not a model; 'loratool merge' makes a model of it")
 		}
-		if err := m.RefuseGGUF("an extraction from"); err != nil {
-			return err
-		}
 	}
-	return nil
+	return s.checkContainers()
 }
 
 // checkConfigs compares what the two config.json say of the architecture. What
 // one of them leaves open is no contradiction.
 func (s *Survey) checkConfigs() error {
+	if s.gguf {
+		return s.checkKeys()
+	}
 	tuned := hfrepo.NewConfig(s.tuned.Config)
 	s.modelType = s.config.ModelType()
 	if s.modelType == "" {
@@ -126,8 +127,7 @@ func (s *Survey) checkConfigs() error {
 		return inputErrorf(s.tuned, "config.json: it has %d layers, the base has %d: these are different models", others, layers)
 	}
 	for m, c := range map[*checkpoint.Model]hfrepo.Config{s.base: s.config, s.tuned: tuned} {
-		if kinds := slices.Sorted(maps.Keys(m.Quantization())); len(kinds) > 0 {
-			s.decide("quantized-side", fmt.Sprintf("%s is stored as %s: its weights are what the codes stand for", m.Name, strings.Join(kinds, " and ")))
+		if s.decideQuantized(m) {
 			continue
 		}
 		if q := c.Quantization(); q != nil {
@@ -136,6 +136,15 @@ func (s *Survey) checkConfigs() error {
 		}
 	}
 	return nil
+}
+
+// decideQuantized says so if a model is stored in codes.
+func (s *Survey) decideQuantized(m *checkpoint.Model) bool {
+	kinds := slices.Sorted(maps.Keys(m.Quantization()))
+	if len(kinds) > 0 {
+		s.decide("quantized-side", fmt.Sprintf("%s is stored as %s: its weights are what the codes stand for", m.Name, strings.Join(kinds, " and ")))
+	}
+	return len(kinds) > 0
 }
 
 // checkFloats refuses values that stand for others.
@@ -197,6 +206,10 @@ func (s *Survey) counterpart(m *checkpoint.Model, name string) (tensor.Spec, boo
 // findTies finds the input embedding and its head, and on which sides they are
 // one tensor.
 func (s *Survey) findTies() {
+	if s.gguf { // a tied head is not stored; one that is stored on one side only is no pair
+		s.embedding, s.head = ggufEmbedding, ggufHead
+		return
+	}
 	architecture := s.config.Architecture()
 	names := func(yield func(string) bool) {
 		for _, spec := range s.tuned.Specs() {

@@ -101,12 +101,18 @@ func (s *Survey) plan(store *Store, over int64) (*Extraction, error) {
 	w := &writer{d: d, x: x, store: store, made: new(made)}
 	w.tensors()
 	x.Inputs = []checkpoint.Checkpoint{s.base, s.tuned, w.made}
-	if x.config, err = d.config(); err != nil {
-		return nil, err
+	if !s.gguf {
+		if x.config, err = d.config(); err != nil {
+			return nil, err
+		}
 	}
 	x.Certificate = d.certificate(w.bytes)
 	x.Certificate.explain(x)
-	x.Layout, err = d.layout(x, w.specs)
+	if s.gguf {
+		x.Layout, err = d.ggufLayout(x, w.specs)
+	} else {
+		x.Layout, err = d.layout(x, w.specs)
+	}
 	return x, err
 }
 
@@ -223,7 +229,10 @@ func (d *draft) checkPairs() error {
 
 // scale is the factor that the adapter's config gives the product of a pair.
 func (d *draft) scale(c *carried) float64 {
-	if d.s.opts.Alpha == 0 {
+	switch {
+	case d.s.gguf:
+		return d.ggufAlpha() / float64(c.rank())
+	case d.s.opts.Alpha == 0:
 		return 1
 	}
 	return d.s.opts.Alpha / float64(c.rank())
@@ -287,6 +296,10 @@ func (d *draft) ofItem(it *item) *carried {
 
 // pair plans the factors of an item, in the shapes that PEFT gives them.
 func (w *writer) pair(c *carried) {
+	if w.d.s.gguf {
+		w.ggufPair(c)
+		return
+	}
 	r, n := c.rank(), c.blocks
 	module, a, b := c.module, "lora_A.weight", "lora_B.weight"
 	shapeA, shapeB := tensor.Shape{n * r, c.in}, tensor.Shape{c.out, r * n}
@@ -325,7 +338,10 @@ func (w *writer) depth(c *carried) int {
 
 // make plans a tensor that is computed when it is read.
 func (w *writer) make(c *carried, name string, shape tensor.Shape, open opener) {
-	spec := tensor.Spec{Name: keyPrefixPEFT + name, DType: tensor.F64, Shape: shape}
+	if !w.d.s.gguf {
+		name = keyPrefixPEFT + name
+	}
+	spec := tensor.Spec{Name: name, DType: tensor.F64, Shape: shape}
 	w.made.add(spec, open)
 	out := spec
 	out.DType = w.d.s.opts.factorType()

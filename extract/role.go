@@ -146,7 +146,9 @@ func splitName(name string) (module, param string) {
 func (s *Survey) makeItem(name string, p pair, experts, owners map[string]bool) (*item, error) {
 	it := &item{shape: p.tuned.Shape, blocks: 1}
 	it.module, it.param = splitName(name)
-	it.role = s.roleOf(it, p, experts, owners)
+	if it.role = s.roleOf(it, p, experts, owners); s.gguf {
+		it.role = s.ggufRole(it, p)
+	}
 	if err := s.checkShapes(it, p); err != nil {
 		return nil, err
 	}
@@ -399,6 +401,9 @@ func (s *Survey) choose() error {
 			it.leave, it.outside = "--target does not name them", true
 		case s.opts.Plain && !it.solve:
 			it.leave = "a plain adapter can't hold them"
+		}
+		if s.gguf {
+			it.leaveGGUF()
 		}
 		it.solve = it.solve && it.leave == "" && it.out > 0 && it.in > 0 && !s.attention[s.saveRoot(it)]
 	}

@@ -79,6 +79,7 @@ Examples:
   loratool extract --base ./llama --tuned ./llama-chat -o ./lora --rank 32
   loratool extract --base ./llama --tuned ./llama-chat -o ./lora --energy 0.95 --max-rank 256
   loratool extract --base ./llama --tuned ./llama-chat -o ./lora --size 50MB --dtype bf16 --merge-check
+  loratool extract --base base-F16.gguf --tuned tuned-F16.gguf -o lora.gguf --rank 32
 
 Which rank do you need? --sweep decomposes every change once and prints, for each
 rank, what the adapter would keep and how large it would be; it writes nothing.
@@ -95,6 +96,10 @@ as it needs, --params and --size share one budget: the singular directions that
 carry most per parameter win, over all modules. --plain writes pairs of linear
 layers only, of one rank, as vLLM and llama.cpp read them, and names what it had to
 leave out.
+
+Of two GGUF models the output is a GGUF adapter, OUT.gguf, for llama.cpp. It holds
+factors only: changed norms and biases, and embedding and head unless --target names
+them, are left out, named and counted as lost.
 
 Factors go to a work folder beside the output while the survey runs. After a kill,
 the same command with --resume goes on from there.
@@ -120,7 +125,7 @@ Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
 func (f *extractFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.base, "base", "", "`MODEL` before training: folder, file or cached repository id")
 	fs.StringVar(&f.tuned, "tuned", "", "`MODEL` after training")
-	fs.StringVarP(&f.output, "output", "o", "", "adapter folder `OUT` to write")
+	fs.StringVarP(&f.output, "output", "o", "", "adapter folder `OUT` to write, or of GGUF models the file OUT.gguf")
 	f.rule.register(fs)
 	fs.Float64Var(&f.alpha, "alpha", 0, "lora_`ALPHA` of every module (default: its rank, a scale of 1)")
 	fs.StringArrayVar(&f.target, "target", nil, "extract only modules of this `NAME`, the end of a name or a pattern with *; may be repeated")
@@ -152,6 +157,8 @@ func (f *extractFlags) options() (extract.Options, error) {
 		return o, usagef("-o is missing")
 	case strings.HasSuffix(f.output, ".safetensors"):
 		return o, usagef("-o: an adapter is a folder, not the file %q", f.output)
+	case f.mergeCheck && strings.HasSuffix(f.output, ".gguf"):
+		return o, usagef("--merge-check does not read GGUF adapters")
 	}
 	var err error
 	if o.Rule, err = f.rule.options("loratool extract"); err != nil {
@@ -209,7 +216,7 @@ func (a *App) runExtract(ctx context.Context, f *extractFlags) error {
 	if len(f.rule.sweep) > 0 {
 		return r.sweep(ctx)
 	}
-	refusal := a.refusal(&checkpoint.Layout{Path: f.output, IsFolder: true}, r.in, f.run.force)
+	refusal := a.refusal(&checkpoint.Layout{Path: f.output, IsFolder: !strings.HasSuffix(f.output, ".gguf")}, r.in, f.run.force)
 	if refusal != nil && !f.run.dryRun {
 		return refusal // before the work rather than after it
 	}
