@@ -35,6 +35,29 @@ type factors struct {
 	scale float64
 }
 
+// Change is a module that an adapter changes by scale · B·A and nothing else.
+type Change struct {
+	Module string
+	A, B   tensor.Spec // (rank, in), (out, rank)
+	Scale  float64
+}
+
+// Changes lists the modules that an adapter changes by a product, in the order of its
+// data; none for other adapters and for models.
+func Changes(m *checkpoint.Model) ([]Change, error) {
+	t, err := productsOf(m)
+	if err != nil {
+		return nil, err
+	}
+	var all []Change
+	for _, s := range m.Specs() {
+		if f := t.of[t.factor[s.Name]]; t.factor[s.Name] != "" && f.a.Name == s.Name {
+			all = append(all, Change{t.factor[s.Name], f.a, f.b, f.scale})
+		}
+	}
+	return all, nil
+}
+
 // product is a module that both adapters change by a product of factors.
 type product struct {
 	module string

@@ -135,7 +135,7 @@ func (d *draft) certify(x *carried) Module {
 		m.Excess = x.finding.excess()
 		m.Best = m.Residual / (1 + m.Excess)
 		m.Rounding = roundingBound(x, d.s.opts.factorType())
-		m.Ranks = effectiveRanks(s)
+		m.Ranks = s.Ranks()
 		for _, b := range x.finding.spectra {
 			m.Converged = m.Converged && b.converged
 		}
@@ -143,8 +143,8 @@ func (d *draft) certify(x *carried) Module {
 	return m
 }
 
-// effectiveRanks computes the three ranks of a spectrum.
-func effectiveRanks(s Spectrum) EffectiveRanks {
+// Ranks computes the three ranks of a spectrum.
+func (s Spectrum) Ranks() EffectiveRanks {
 	if len(s.Squares) == 0 || s.Squares[0] == 0 {
 		return EffectiveRanks{Exact: true}
 	}

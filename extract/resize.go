@@ -542,7 +542,7 @@ func (r *Resize) certificate() Certificate {
 		}
 		m := Module{
 			Name: p.patternName, Role: p.role.String(), Form: pairForm.String(), Shape: p.shape, Rank: p.choice.Rank,
-			DeltaNorm: math.Sqrt(s.Total), Capped: p.choice.Capped, Converged: true, Ranks: effectiveRanks(s),
+			DeltaNorm: math.Sqrt(s.Total), Capped: p.choice.Capped, Converged: true, Ranks: s.Ranks(),
 			Parameters: p.choice.Rank * p.cost(),
 		}
 		m.Residual = relative(s.residual(m.Rank), s.Total)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,10 +12,19 @@ import (
 	"github.com/loratool/loratool/formats/adapter"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/inspect"
 )
 
+// inspectFlags are the flags of inspect.
+type inspectFlags struct {
+	stats, tree bool
+	values      int
+	run         runFlags
+}
+
 func (a *App) newInspect() *cobra.Command {
-	return &cobra.Command{
+	var f inspectFlags
+	cmd := &cobra.Command{
 		Use:   "inspect PATH",
 		Short: "What is in a file, a folder or an adapter",
 		Long: `Print the tensors of a checkpoint or an adapter from its headers.
@@ -24,17 +34,42 @@ Examples:
   loratool inspect ./lora --json
   loratool inspect model-00001-of-00002.safetensors
   loratool inspect model-Q4_K_M.gguf
+  loratool inspect ./llama --tree
+  loratool inspect ./lora --stats
 
 PATH is a .safetensors or .gguf file, a model folder, a PEFT adapter folder, or
 a repository id in the local hub cache. Of a split GGUF model, any file stands
-for all. Nothing but headers and JSON is read.
+for all. Nothing but headers and JSON is read, without --stats.
+
+--tree prints modules in place of tensors; layers that are alike are one line.
+
+--stats reads the weights: norm, mean, largest magnitude, zeros and what is not finite,
+and of every matrix the largest singular values, the stable rank (the squared norm by the
+square of the largest) and the effective rank (exp of the entropy of the values; an upper
+bound, marked <, where not all values are known). Of a LoRA adapter the changes scale·B·A
+are decomposed in place of their factors.
 
 Exit status: 0 well-formed, 4 malformed, truncated or unsupported.`,
 		Args:              oneArg("path"),
 		ValidArgsFunction: a.models,
-		RunE:              func(_ *cobra.Command, args []string) error { return a.runInspect(args[0]) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.runInspect(cmd.Context(), &f, args[0]) },
 	}
+	fs := cmd.Flags()
+	fs.BoolVar(&f.stats, "stats", false, "read the weights: norms, singular values, ranks")
+	fs.BoolVar(&f.tree, "tree", false, "print modules, layers that are alike as one")
+	fs.IntVar(&f.values, "singular-values", defaultValues, "how many singular values of a matrix --stats computes; 0 for norms only")
+	fs.VarP(&f.run.jobs, "jobs", "j", "tensors read at a time (default: one per processor)")
+	fs.Var(&f.run.memory, "memory", "working memory of --stats, such as 1GiB (default 256MiB)")
+	for flag, complete := range map[string]completer{"memory": fixed("256MiB", "1GiB"), "jobs": fixed()} {
+		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
+			panic(err) // a flag that is not there
+		}
+	}
+	return cmd
 }
+
+// defaultValues is how many singular values are computed.
+const defaultValues = 8
 
 type (
 	inspectJSON struct {
@@ -45,6 +80,8 @@ type (
 		Adapter  *adapterJSON      `json:"adapter,omitempty"`
 		GGUF     *ggufJSON         `json:"gguf,omitempty"`
 		Tensors  []inspectTensor   `json:"tensors"`
+		Changes  []changeJSON      `json:"changes,omitempty"` // of an adapter, with --stats
+		Tree     []treeJSON        `json:"tree,omitempty"`
 		Metadata map[string]string `json:"metadata"`
 		Bytes    int64             `json:"bytes"`
 		Params   int64             `json:"parameters"`
@@ -57,6 +94,7 @@ type (
 		File  string  `json:"file"`
 		// Stored is set for what is computed from codes: their type and bytes.
 		Stored *storedJSON `json:"stored,omitempty"`
+		Stats  *statsJSON  `json:"stats,omitempty"`
 	}
 	storedJSON struct {
 		Type   string `json:"type"`
@@ -72,7 +110,14 @@ type (
 	}
 )
 
-func (a *App) runInspect(path string) error {
+func (a *App) runInspect(ctx context.Context, f *inspectFlags, path string) error {
+	o, err := f.run.engineOptions(a)
+	if err != nil {
+		return err
+	}
+	if f.values < 0 || f.values > maxValues {
+		return usagef("--singular-values: %d is not within 0..%d", f.values, maxValues)
+	}
 	m, err := checkpoint.Open(path, a.cache())
 	if err != nil {
 		return err
@@ -94,11 +139,19 @@ func (a *App) runInspect(path string) error {
 	if doc.GGUF = describeGGUF(m); doc.GGUF != nil {
 		doc.Format = "gguf"
 	}
+	if f.stats {
+		if err := a.addStats(ctx, &doc, m, inspect.Options{Values: f.values}, o); err != nil {
+			return err
+		}
+	}
+	if f.tree {
+		doc.Tree = treeOf(doc.Tensors)
+	}
 	if a.json {
 		a.printJSON(doc)
 		return nil
 	}
-	a.printInspect(doc, m)
+	a.printInspect(doc, m, f)
 	return nil
 }
 
@@ -106,7 +159,7 @@ func (a *App) runInspect(path string) error {
 // stored as, also that, but for GGUF, where the type in the file is the tensor's own.
 func describeTensor(m *checkpoint.Model, s tensor.Spec) inspectTensor {
 	file, _ := m.Origin(s.Name)
-	t := inspectTensor{s.Name, s.DType.String(), shapeOf(s.Shape), s.Size(), file, nil}
+	t := inspectTensor{s.Name, s.DType.String(), shapeOf(s.Shape), s.Size(), file, nil, nil}
 	d, derived := m.Derived(s.Name)
 	switch {
 	case derived && m.GGUF() != nil:
@@ -128,7 +181,7 @@ func describeAdapter(m *checkpoint.Model) *adapterJSON {
 	return &adapterJSON{Type: ad.Config.Type, Rank: ad.Config.Rank, Modules: len(ad.Modules)}
 }
 
-func (a *App) printInspect(doc inspectJSON, m *checkpoint.Model) {
+func (a *App) printInspect(doc inspectJSON, m *checkpoint.Model, f *inspectFlags) {
 	fmt.Fprintf(a.out, "%s: %s, %d tensors, %d parameters, %s\n", oneLine(doc.Path), doc.Format, len(doc.Tensors), doc.Params, formatSize(doc.Bytes))
 	if ad := doc.Adapter; ad != nil {
 		if ad.Problem != "" {
@@ -143,8 +196,20 @@ func (a *App) printInspect(doc inspectJSON, m *checkpoint.Model) {
 	for _, k := range slices.Sorted(maps.Keys(doc.Metadata)) {
 		fmt.Fprintf(a.out, "metadata %s: %s\n", shortened(oneLine(k)), shortened(oneLine(doc.Metadata[k])))
 	}
+	switch {
+	case f.tree:
+		a.printTree(doc.Tree)
+	case !f.stats:
+		a.printTensors(doc.Tensors)
+	}
+	if f.stats {
+		a.printStats(&doc)
+	}
+}
+
+func (a *App) printTensors(tensors []inspectTensor) {
 	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
-	for _, t := range doc.Tensors {
+	for _, t := range tensors {
 		stored := ""
 		if s := t.Stored; s != nil {
 			stored = fmt.Sprintf(" (%s, %s)", s.Type, formatSize(s.Bytes))

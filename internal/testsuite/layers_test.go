@@ -39,6 +39,7 @@ var rooms = map[string]int{
 	"extract":            6,
 	"merge":              6,
 	"quant":              6,
+	"inspect":            7,
 	"verify":             7,
 	"internal/cli":       8,
 	"cmd/loratool":       9,
