@@ -89,10 +89,18 @@ type Diff struct {
 }
 
 // Open pairs the tensors of two checkpoints and compares their structure. It reads
-// headers, settings and the small files beside the weights only.
+// headers, settings and the small files beside the weights only. A GGUF file is compared
+// with another one only.
 func Open(a, b *checkpoint.Model, o Options) (*Diff, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
+	}
+	if (a.GGUF() == nil) != (b.GGUF() == nil) {
+		m := a
+		if a.GGUF() == nil {
+			m = b
+		}
+		return nil, inputErrorf(m, "it is GGUF and the other side is not: their tensors have other names, and the rows of some another order; convert one of them")
 	}
 	d := &Diff{a: a, b: b, opts: o, rawA: rawSpecs(a), rawB: rawSpecs(b)}
 	if err := d.checkPatterns(); err != nil {

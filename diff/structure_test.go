@@ -183,6 +183,40 @@ func TestUnlikeTensors(t *testing.T) {
 	}
 }
 
+// TestScaledFP8 guards that FP8 with scales is compared as the weights that it stands for.
+func TestScaledFP8(t *testing.T) {
+	rng := rand.New(rand.NewPCG(11, 12))
+	scaled, weights := new(folder), new(folder)
+	scaled.files = map[string]string{"config.json": `{"quantization_config": {"quant_method": "fp8"}}`}
+	scaled.add(rng, "w.weight", tensor.F8E4M3, 4, 8)
+	scaled.floats("w.weight_scale_inv", []float32{0.5}, 1, 1)
+	var values []float32
+	for i := range scaled.arrays[0].raw {
+		values = append(values, float32(decode(tensor.F8E4M3, scaled.arrays[0].raw[i:])/2))
+	}
+	weights.floats("w.weight", values, 4, 8)
+	a := scaled.write(t)
+	r := compare(t, a, weights.write(t), diff.Options{TensorsOnly: true, Limits: diff.Limits{Abs: 1e-30}})
+	if got := only(t, r); got.Changed != 0 || r.Different {
+		t.Errorf("%d numbers are not code times scale: %v", got.Changed, told(r))
+	}
+	if r := compare(t, a, scaled.write(t), diff.Options{}); r.Different {
+		t.Errorf("it differs from itself: %v", told(r))
+	}
+}
+
+// TestMixedContainers guards that GGUF and anything else are not compared by name.
+func TestMixedContainers(t *testing.T) {
+	g := openPath(t, filepath.Join(golden, "gguf/models/llama/base-q8_0.gguf"))
+	m := tiny("", "blk.0.attn_q.weight").write(t)
+	for _, pair := range [][2]*checkpoint.Model{{g, m}, {m, g}} {
+		var input *checkpoint.InputError
+		if _, err := diff.Open(pair[0], pair[1], diff.Options{}); !errors.As(err, &input) || input.Path != g.Path {
+			t.Errorf("GGUF and safetensors: %v", err)
+		}
+	}
+}
+
 // TestOpaque guards elements that are no floating-point numbers, those that share bytes
 // among them.
 func TestOpaque(t *testing.T) {

@@ -187,6 +187,13 @@ func TestGGUF(t *testing.T) {
 		if !ok || len(summary.Problems) > 0 || summary.Architecture != "llama" || summary.Adapter == nil {
 			t.Errorf("the adapter has problems: %+v", summary)
 		}
+		alpha, want := summary.Adapter.Alpha, 16.0 // as asked for, or the largest rank
+		if o.Alpha == 0 {
+			want = float64(summary.Adapter.Ranks[len(summary.Adapter.Ranks)-1].Rank)
+		}
+		if alpha != want {
+			t.Errorf("alpha %v, want %v", alpha, want)
+		}
 		for name, rank := range ranks {
 			before, after := values(t, b, name), values(t, w, name)
 			d, held := ggufChange(t, a, name)

@@ -238,6 +238,15 @@ func TestOddNumbers(t *testing.T) {
 	for _, x := range tensors {
 		found[x.Name] = x
 	}
+	sum := 0.0
+	for _, v := range w.values {
+		if !math.IsNaN(v) && !math.IsInf(v, 0) {
+			sum += v
+		}
+	}
+	if x := found["w"]; !near(x.Mean, sum/10, 12*0x1p-53*10) { // a sum of ten terms of size 1
+		t.Errorf("mean %v of the finite elements, want %v", x.Mean, sum/10)
+	}
 	if x := found["w"]; x.NonFinite != 2 || x.Spectrum != nil || math.IsNaN(x.Norm) || math.IsNaN(x.Mean) {
 		t.Errorf("%+v", x)
 	}

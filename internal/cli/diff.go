@@ -39,8 +39,9 @@ Examples:
   loratool diff ./lora ./lora-resized --error 0.05
 
 A and B are model folders, adapters, .safetensors or .gguf files, or repository ids in
-the local hub cache. Element types, shards and quantized forms may differ: numbers are
-compared as what they stand for. Names may differ by a prefix.
+the local hub cache; GGUF is compared with GGUF only. Element types, shards and quantized
+forms may differ: numbers are compared as what they stand for. Names may differ by a
+prefix.
 
 Without a limit the two must be the same: tensors, element types, bits, settings and
 the files beside the weights. With one, only numbers, names, shapes, settings and files
