@@ -184,11 +184,14 @@ func tuplesOf(m memory, rng *rand.Rand, n int) (x, w, roots []float32, levels []
 // them, below.
 func sortedOf(m memory, rng *rand.Rand, n int) (x, w []float32) {
 	x, w = finiteValues(m, rng, n), finiteValues(m, rng, n)
-	few, low := rng.IntN(3) == 0, -float32(rng.IntN(8)/7)
+	few, low, sign := rng.IntN(3) == 0, -float32(rng.IntN(8)/7), rng.IntN(3)-1
 	for i := range w {
 		w[i] = max(w[i], low*w[i])
 		if few {
 			x[i], w[i] = float32(rng.IntN(5)-2)/8, float32(rng.IntN(3))
+		}
+		if sign != 0 { // no -1, or no 1
+			x[i] = float32(math.Copysign(float64(x[i]), float64(sign)))
 		}
 	}
 	slices.Sort(x)
