@@ -204,10 +204,6 @@ func (f *gridGroup) find() bool {
 	if f.search.fit {
 		f.scale = fitPositive(f.levels, f.x, f.w, int32(most+2))
 		extent = f.scale * float32(most+1)
-		if extent != extent {
-			f.lost = true
-			return true
-		}
 		if extent <= 0 {
 			return false
 		}

@@ -177,6 +177,13 @@ def near_power(k, s, rng):
     return np.append(rng.random(31) * largest * 0.99, largest)
 
 
+def flipped():
+    """Of eight numbers one is negative, small, and counts so much that with its sign flipped a scale comes out negative."""
+    column = np.arange(COLS)
+    heavy = column % 8 == 3
+    return np.where(heavy, -1e-6, 1 + (column * 7 % 5) / 4).reshape(1, COLS), np.where(heavy, 1e10, 1 + column % 3)
+
+
 def rows_of(kind, count, rng):
     shape = (count, COLS)
     if kind == "normal":
@@ -381,6 +388,11 @@ def write_vectors(reference, out, rows, seed, blocks):
     for number in TYPES:
         if TYPES[number][0] != "Q8_1":  # ggml has no decoder of it
             vectors.decode(number, random_blocks(number, max(1, blocks // TYPES[number][1]), rng))
+    rows, weights = flipped()
+    vectors.add_input("flipped", rows)
+    vectors.add_weights("few", weights)
+    for number in [16, 17, 18]:
+        vectors.quantize(number, "flipped", "few")
     for number in WRITTEN:
         for kind in DRAWN_KINDS:
             for weights in DRAWN_WEIGHTS if number in WEIGHTED else [""]:
