@@ -278,3 +278,27 @@ func ggufWeight(t *testing.T, kind string, values []float32) string {
 	}
 	return path
 }
+
+// TestQuantizedFP8 guards the weights with scales: they have no bound of their own,
+// but must be nearer to the base than zeros.
+func TestQuantizedFP8(t *testing.T) {
+	for scale, want := range map[float64][]string{0.5: nil, -0.5: {"quant-error " + up0}} {
+		f := tinyLlama(t)
+		twice := slices.Clone(f.values[up0])
+		for i := range twice {
+			twice[i] *= 2
+		}
+		f.set(tensor.Spec{Name: up0, DType: tensor.F8E4M3, Shape: tensor.Shape{40, 32}}, twice)
+		f.set(tensor.Spec{Name: up0 + "_scale", DType: tensor.F32, Shape: tensor.Shape{40, 1}}, slices.Repeat([]float64{scale}, 40))
+		f.config["quantization_config"] = map[string]any{"quant_method": "fbgemm_fp8"}
+		r, err := verify.Quantized(t.Context(), openPath(t, tinyLlama(t).write()), openPath(t, f.write()), verify.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, r, want, map[string]bool{})
+		// Four bits and a sign: rounding to nearest is off by at most 2^-4 of a value.
+		if e := r.Quantized.Tensors[0].Error; len(r.Quantized.Tensors) != 1 || (e <= 0x1p-4) != (want == nil) {
+			t.Errorf("figures %+v", r.Quantized)
+		}
+	}
+}
