@@ -6,6 +6,8 @@ const (
 	familyMerge     = "merge"
 	familyLoftQ     = "loftq"
 	familyQuantized = "quantized"
+
+	familyProvenance = "provenance"
 )
 
 // codes is the table of everything that can be found; docs/verify.md shows it.
@@ -68,4 +70,13 @@ var codes = []Code{
 	{"quant-error", familyQuantized, Error, "values are farther from the base than their format can be", "largest error, or the relative one", "what the format can be off there, or 1"},
 	{"quant-not-nearest", familyQuantized, Info, "codes are not the nearest, as those of other thresholds are", "share of the codes", "0"},
 	{"quant-none", familyQuantized, Error, "no tensor of the model is quantized", "", ""},
+
+	{"sums-differ", familyProvenance, Error, "a file is not the one that SHA256SUMS lists", "", ""},
+	{"sums-missing", familyProvenance, Error, "a file that SHA256SUMS lists is not there", "", ""},
+	{"sums-unlisted", familyProvenance, Warning, "a file of weights or settings is not in SHA256SUMS", "", ""},
+	{"sums-unreadable", familyProvenance, Error, "SHA256SUMS is not a list of hashes and names", "", ""},
+	{"record-missing", familyProvenance, Warning, "the model does not record what it was made of", "", ""},
+	{"record-unreadable", familyProvenance, Error, "the record of what the model was made of can't be read", "", ""},
+	{"input-differs", familyProvenance, Error, "a file of an input is not what the model was made of", "", ""},
+	{"input-not-given", familyProvenance, Warning, "the model was made of a file that is not among the inputs given", "", ""},
 }

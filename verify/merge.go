@@ -3,8 +3,9 @@
 //
 // A check is a function that adds findings to a [Report]; a family is a list of
 // checks. [Codes] is the table of all that can be found. [Structure] looks at one
-// checkpoint by itself, [Merged] at a merge that any tool made. It refuses nothing that could be opened: what can't be read is
-// a finding or an input error, never a panic.
+// checkpoint by itself, [Merged] at a merge that any tool made, [Quantized] at codes,
+// [LoftQReport] at a LoftQ pair, [Provenance] at hashes. It refuses nothing that could
+// be opened: what can't be read is a finding or an input error, never a panic.
 //
 // [Written] proves that an output is what its plan says: every step is computed
 // again in float64, from the inputs, and compared with the stored values.

@@ -28,6 +28,7 @@ type verifyFlags struct {
 	summary     string
 	strict      bool
 	headersOnly bool
+	provenance  bool
 	jobs        count
 	memory      size
 }
@@ -66,6 +67,9 @@ compared with one in 16 or 32 bits.
 With --loftq the pairs of ADAPTER are compared with what quantization left out of Q,
 and the scale at which they would fit best with the one that they are applied with.
 
+--provenance reads files once more for their hashes: those in SHA256SUMS, and those of
+BASE and ADAPTERs against what the model records of its inputs.
+
 A finding is an error, a warning or an info; errors fail the check, with --strict
 warnings do too. What makes a file unreadable is no finding but bad input.
 
@@ -97,6 +101,7 @@ func (f *verifyFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.summary, "summary", "", "append a table in Markdown to `FILE`")
 	fs.BoolVar(&f.strict, "strict", false, "let warnings fail the check too")
 	fs.BoolVar(&f.headersOnly, "headers-only", false, "read headers and JSON only, no weights")
+	fs.BoolVar(&f.provenance, "provenance", false, "check hashes: the files against SHA256SUMS, the inputs against those recorded in the model")
 	fs.VarP(&f.jobs, "jobs", "j", "tensors worked on at a time (default: one per processor)")
 	fs.Var(&f.memory, "memory", "working memory, such as 128MiB (default 256MiB)")
 }
@@ -172,7 +177,7 @@ func (f *verifyFlags) checkLoftQ(cmd *cobra.Command, args []string) error {
 	if len(args) != 3 {
 		return usageHint("loratool verify --loftq BASE Q ADAPTER", "--loftq takes a base, a quantized model and an adapter, got %d arguments", len(args))
 	}
-	for _, name := range []string{"base", "adapter", "merged", "quantized", "init-adapter", "moe-b-layout", "train-base", "mha-formula", "headers-only"} {
+	for _, name := range []string{"base", "adapter", "merged", "quantized", "init-adapter", "moe-b-layout", "train-base", "mha-formula", "headers-only", "provenance"} {
 		if cmd.Flags().Changed(name) {
 			return usagef("--loftq and --%s exclude each other", name)
 		}
@@ -240,7 +245,7 @@ func (a *App) runVerify(ctx context.Context, f *verifyFlags, args []string) erro
 }
 
 // verifyPath checks one checkpoint by itself.
-func (a *App) verifyPath(ctx context.Context, paths []string, _ *verifyFlags, o verify.Options) (*verify.Report, error) {
+func (a *App) verifyPath(ctx context.Context, paths []string, f *verifyFlags, o verify.Options) (*verify.Report, error) {
 	m, err := checkpoint.Open(paths[0], a.cache())
 	if err != nil {
 		return nil, err
@@ -250,7 +255,18 @@ func (a *App) verifyPath(ctx context.Context, paths []string, _ *verifyFlags, o 
 	if err != nil {
 		return nil, err
 	}
+	if err := f.addProvenance(ctx, report, m, nil, o); err != nil {
+		return nil, err
+	}
 	return report, m.CheckUnchanged()
+}
+
+// addProvenance checks hashes if asked to.
+func (f *verifyFlags) addProvenance(ctx context.Context, r *verify.Report, m *checkpoint.Model, inputs []*checkpoint.Model, o verify.Options) error {
+	if !f.provenance {
+		return nil
+	}
+	return verify.Provenance(ctx, r, m, inputs, o)
 }
 
 // verifyMerge checks a merge against what it was made from.
@@ -269,7 +285,8 @@ func (a *App) verifyMerge(ctx context.Context, paths []string, f *verifyFlags, o
 	if err != nil {
 		return nil, err
 	}
-	inputs.models = append(inputs.models, merged)
+	of := inputs.models
+	inputs.models = slices.Concat(of, []*checkpoint.Model{merged})
 	trip, err := simulateTraining(inputs.base, f.merge.trainBase, &opts)
 	if err != nil {
 		return nil, err
@@ -279,6 +296,9 @@ func (a *App) verifyMerge(ctx context.Context, paths []string, f *verifyFlags, o
 	}
 	report, err := verify.Merged(ctx, inputs.base, inputs.sources, opts, merged, o)
 	if err != nil {
+		return nil, err
+	}
+	if err := f.addProvenance(ctx, report, merged, of, o); err != nil {
 		return nil, err
 	}
 	return report, inputs.checkUnchanged()
@@ -297,6 +317,9 @@ func (a *App) verifyQuantized(ctx context.Context, paths []string, f *verifyFlag
 	}
 	report, err := verify.Quantized(ctx, in.models[0], in.models[1], o)
 	if err != nil {
+		return nil, err
+	}
+	if err := f.addProvenance(ctx, report, in.models[1], in.models[:1], o); err != nil {
 		return nil, err
 	}
 	return report, in.checkUnchanged()
