@@ -207,6 +207,8 @@ var structureDefects = []defect{
 	}), []string{"adapter-rank base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"}},
 	{"rank of the config", lora(func(f *fixture) { f.config["rank_pattern"] = map[string]any{"layers.1.self_attn.v_proj": 2} }),
 		[]string{"adapter-rank base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight"}},
+	{"larger rank of the config", lora(func(f *fixture) { f.config["rank_pattern"] = map[string]any{"layers.1.self_attn.v_proj": 8} }),
+		[]string{"adapter-rank base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight"}},
 	{"idle module", lora(func(f *fixture) {
 		name := "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
 		f.values[name] = make([]float64, 64)
