@@ -8,7 +8,6 @@ import (
 	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/strictjson"
-	"github.com/loratool/loratool/plan"
 )
 
 // layout places the output: tensors in the base's order, the config as it has
@@ -164,34 +163,13 @@ func (m *Merge) provenance(hashes map[string]string) *strictjson.Object {
 	root.Set("options", options.Value())
 	var inputs []strictjson.Value
 	for _, in := range m.Plan.Inputs {
-		inputs = append(inputs, provenanceOf(in, hashes).Value())
+		inputs = append(inputs, in.Provenance(hashes).Value())
 	}
 	root.Set("inputs", strictjson.NewArray(inputs...))
 	if previous := m.base.Metadata()[provenanceKey]; previous != "" && len(previous) <= maxPrevious {
 		root.Set("previous", strictjson.NewString(previous))
 	}
 	return root
-}
-
-// provenanceOf describes one input.
-func provenanceOf(in plan.Input, hashes map[string]string) *strictjson.Object {
-	o := strictjson.NewObject()
-	o.Set("role", strictjson.NewString(in.Role))
-	o.Set("name", strictjson.NewString(in.Name))
-	if in.Note != "" {
-		o.Set("revision", strictjson.NewString(in.Note))
-	}
-	if in.Role == "adapter" {
-		if w, err := strictjson.NewFloat(in.Weight); err == nil {
-			o.Set("weight", w)
-		}
-	}
-	files := strictjson.NewObject()
-	for _, f := range in.Files {
-		files.Set(f.Name, strictjson.NewString(plan.HashOf(hashes, f.Path)))
-	}
-	o.Set("sha256", files.Value())
-	return o
 }
 
 // SetHashes completes the card and the metadata with the hashes of the inputs.

@@ -7,7 +7,6 @@ import (
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/strictjson"
-	"github.com/loratool/loratool/plan"
 	"github.com/loratool/loratool/quant/block"
 )
 
@@ -159,27 +158,11 @@ func (q *Quantization) provenance(hashes map[string]string) *strictjson.Object {
 	root.Set("options", options.Value())
 	inputs := make([]strictjson.Value, len(q.Plan.Inputs))
 	for i, in := range q.Plan.Inputs {
-		inputs[i] = provenanceOf(in, hashes).Value()
+		inputs[i] = in.Provenance(hashes).Value()
 	}
 	root.Set("inputs", strictjson.NewArray(inputs...))
 	if previous := q.base.Metadata()[provenanceKey]; previous != "" && len(previous) <= maxPrevious {
 		root.Set("previous", strictjson.NewString(previous))
 	}
 	return root
-}
-
-// provenanceOf describes one input.
-func provenanceOf(in plan.Input, hashes map[string]string) *strictjson.Object {
-	o := strictjson.NewObject()
-	o.Set("role", strictjson.NewString(in.Role))
-	o.Set("name", strictjson.NewString(in.Name))
-	if in.Note != "" {
-		o.Set("revision", strictjson.NewString(in.Note))
-	}
-	files := strictjson.NewObject()
-	for _, f := range in.Files {
-		files.Set(f.Name, strictjson.NewString(plan.HashOf(hashes, f.Path)))
-	}
-	o.Set("sha256", files.Value())
-	return o
 }
