@@ -22,6 +22,7 @@ var rooms = map[string]int{
 
 	"formats/gguf":              1,
 	"formats/hfrepo":            1,
+	"formats/tokenizer":         1,
 	"internal/linalg":           1,
 	"formats/safetensors":       1,
 	"internal/fsatomic/faultfs": 1,
@@ -34,6 +35,7 @@ var rooms = map[string]int{
 	"quant/mix":          2,
 	"formats/adapter":    4,
 	"plan":               5,
+	"convert":            6,
 	"engine":             6,
 	"diff":               6,
 	"extract":            6,

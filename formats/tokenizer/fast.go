@@ -1,0 +1,141 @@
+package tokenizer
+
+import (
+	"fmt"
+
+	"github.com/loratool/loratool/internal/strictjson"
+)
+
+// Fast is a tokenizer.json.
+type Fast struct {
+	Model  string             // type of the model: "BPE", "WordPiece", "Unigram"; empty where the file has none
+	Vocab  map[int64]string   // tokens of the model, by id
+	Merges [][2]string        // of BPE
+	Added  []AddedToken       // in the order of the file
+	Root   *strictjson.Object // the whole file
+	// ByteFallback says that what has no token becomes tokens of bytes, as in
+	// SentencePiece.
+	ByteFallback bool
+}
+
+// AddedToken is a token that is found in the text before the model sees it.
+type AddedToken struct {
+	ID                  int64
+	Content             string
+	Special, Normalized bool
+}
+
+// ParseFast reads a tokenizer.json.
+func ParseFast(data []byte) (*Fast, error) {
+	root, err := strictjson.ParsePythonObject(data)
+	if err != nil {
+		return nil, err
+	}
+	f := &Fast{Root: root, Vocab: make(map[int64]string)}
+	if err := f.readAdded(root); err != nil {
+		return nil, err
+	}
+	model, ok, err := root.OptObject("model")
+	if err != nil || !ok {
+		return f, err
+	}
+	if f.Model, _, err = model.OptString("type"); err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	if f.ByteFallback, _, err = model.OptBool("byte_fallback"); err != nil {
+		return nil, fmt.Errorf("model: %w", err)
+	}
+	if f.Model == "BPE" || f.Model == "WordPiece" {
+		if err := f.readVocab(model); err != nil {
+			return nil, fmt.Errorf("model: %w", err)
+		}
+	}
+	return f, nil
+}
+
+func (f *Fast) readVocab(model *strictjson.Object) error {
+	vocab, err := model.Object("vocab")
+	if err != nil {
+		return err
+	}
+	for token, v := range vocab.All() {
+		id, err := v.Int()
+		if err != nil {
+			return fmt.Errorf("vocab: token %q: %w", token, err)
+		}
+		if id < 0 || id >= maxPieces {
+			return fmt.Errorf("vocab: token %q has the id %d", token, id)
+		}
+		if other, ok := f.Vocab[id]; ok {
+			return fmt.Errorf("vocab: the id %d is that of %q and of %q", id, other, token)
+		}
+		f.Vocab[id] = token
+	}
+	items, ok, err := model.OptItems("merges")
+	if err != nil || !ok {
+		return err
+	}
+	for i, item := range items {
+		pair, err := parseMerge(item)
+		if err != nil {
+			return fmt.Errorf("merge %d: %w", i, err)
+		}
+		f.Merges = append(f.Merges, pair)
+	}
+	return nil
+}
+
+// parseMerge reads "a b", or ["a", "b"] as newer files have it.
+func parseMerge(v strictjson.Value) ([2]string, error) {
+	if v.Kind() == strictjson.KindString {
+		text, err := v.Text()
+		if err != nil {
+			return [2]string{}, err
+		}
+		for i := range len(text) {
+			if text[i] == ' ' {
+				return [2]string{text[:i], text[i+1:]}, nil
+			}
+		}
+		return [2]string{}, fmt.Errorf("%q is no pair", text)
+	}
+	parts, err := v.Strings()
+	if err != nil {
+		return [2]string{}, err
+	}
+	if len(parts) != 2 {
+		return [2]string{}, fmt.Errorf("%d parts, want 2", len(parts))
+	}
+	return [2]string{parts[0], parts[1]}, nil
+}
+
+func (f *Fast) readAdded(root *strictjson.Object) error {
+	items, ok, err := root.OptItems("added_tokens")
+	if err != nil || !ok {
+		return err
+	}
+	for i, item := range items {
+		o, err := item.Object()
+		if err != nil {
+			return fmt.Errorf("added token %d: %w", i, err)
+		}
+		var t AddedToken
+		if t.ID, err = o.Int("id"); err == nil {
+			t.Content, err = o.String("content")
+		}
+		if err == nil {
+			t.Special, _, err = o.OptBool("special")
+		}
+		if err == nil {
+			t.Normalized, _, err = o.OptBool("normalized")
+		}
+		if err != nil {
+			return fmt.Errorf("added token %d: %w", i, err)
+		}
+		if t.ID < 0 || t.ID >= maxPieces {
+			return fmt.Errorf("added token %q has the id %d", t.Content, t.ID)
+		}
+		f.Added = append(f.Added, t)
+	}
+	return nil
+}
