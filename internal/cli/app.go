@@ -111,7 +111,7 @@ Examples:
 	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "print the result and errors only")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print one JSON document on stdout, messages as JSON lines on stderr")
 	root.Flags().Bool("version", false, "print the version")
-	root.AddCommand(a.newMerge(), a.newExtract(), a.newResize(), a.newQuantize(), a.newVerify(), a.newInspect(), a.newDiff(), a.newVersion(), a.newCompletion())
+	root.AddCommand(a.newMerge(), a.newExtract(), a.newResize(), a.newQuantize(), a.newConvert(), a.newVerify(), a.newInspect(), a.newDiff(), a.newVersion(), a.newCompletion())
 	root.AddCommand(newExitCodes(), newEnvironment())
 	root.SetHelpCommand(newHelp())
 	root.InitDefaultHelpCmd()

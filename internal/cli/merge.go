@@ -223,7 +223,7 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 	budget.Peak += beside
 	refusal := a.refusal(m.Layout, inputs, f.run.force)
 	if f.run.dryRun {
-		return a.printPlan(m, budget, refusal)
+		return a.printPlan(m.Plan, m.Layout, budget, refusal)
 	}
 	if refusal != nil {
 		return refusal

@@ -136,8 +136,8 @@ func stepKinds(p *plan.Plan) map[string]int {
 
 // printPlan prints what --dry-run asks for: what the run would do, and why it
 // would not.
-func (a *App) printPlan(m *merge.Merge, b engine.Allotment, refusal error) error {
-	doc := a.describe(m.Plan, m.Layout, b, refusal)
+func (a *App) printPlan(p *plan.Plan, l *checkpoint.Layout, b engine.Allotment, refusal error) error {
+	doc := a.describe(p, l, b, refusal)
 	if a.json {
 		a.printJSON(doc)
 		return nil
@@ -158,7 +158,7 @@ func (a *App) printPlan(m *merge.Merge, b engine.Allotment, refusal error) error
 		fmt.Fprintf(w, "write\t%s\t%d bytes%s\n", oneLine(o.Path), o.Bytes, tensors)
 	}
 	w.Flush() // a.out keeps what goes wrong
-	a.printTensorPlan(m.Plan)
+	a.printTensorPlan(p)
 	fmt.Fprintf(a.out, "steps: %s\n", countList(doc.Steps))
 	for _, d := range doc.Decisions {
 		fmt.Fprintf(a.out, "decision: %s%s\n", oneLine(d.Message), tensorList(d.Tensors))
@@ -323,13 +323,18 @@ func (a *App) printSummary(doc mergeJSON) {
 		t.print(a)
 	}
 	if v := doc.Verified; v != nil {
-		a.note("verified: %d tensors are the input's bytes; %d computed again in float64: %s of their values are the nearest the type has, the rest within a float32 sum of it",
-			v.Copied, v.Computed, percent(number(v.Nearest)/number(max(v.Values, 1))))
+		a.noteVerified(v)
 	}
 	if low := doc.Summary.Low; len(low) > 0 {
 		a.note("warning: less than %s of the change survived in %d tensors%s", percent(survivalWarning), len(low), tensorList(low))
 		fmt.Fprintln(a.Stderr, "hint: --dtype f32 keeps it all; the adapter's change is small against the steps of the output type")
 	}
+}
+
+// noteVerified says what --verify has found.
+func (a *App) noteVerified(v *verifiedJSON) {
+	a.note("verified: %d tensors are the input's bytes; %d computed again in float64: %s of their values are the nearest the type has, the rest within a float32 sum of it",
+		v.Copied, v.Computed, percent(number(v.Nearest)/number(max(v.Values, 1))))
 }
 
 // summarize adds the report up over the model.

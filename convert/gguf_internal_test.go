@@ -1,0 +1,186 @@
+package convert
+
+import (
+	"bytes"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/plan"
+)
+
+// TestPairedReader compares with the definition, row by row, for reads that begin and
+// end anywhere, and finds the halves again.
+func TestPairedReader(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 1))
+	for _, c := range []struct{ heads, head, row int64 }{{1, 2, 1}, {3, 2, 5}, {2, 8, 3}, {4, 6, 70_000}, {1, 64, 16 << 10}} {
+		src := make([]byte, c.heads*c.head*c.row)
+		for i := range src {
+			src[i] = byte(rng.Uint32())
+		}
+		want := make([]byte, len(src))
+		for h := range c.heads {
+			for i := range c.head / 2 {
+				for j := range int64(2) {
+					to, from := h*c.head+2*i+j, h*c.head+j*c.head/2+i
+					copy(want[to*c.row:(to+1)*c.row], src[from*c.row:])
+				}
+			}
+		}
+		r := &pairedReader{bytes.NewReader(src), c.row, c.head, int64(len(src))}
+		got, err := io.ReadAll(io.NewSectionReader(r, 0, int64(len(src))+9))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%+v: not the rows in pairs (%v)", c, err)
+		}
+		for range 200 {
+			off := rng.Int64N(int64(len(src)) + 2)
+			p := make([]byte, rng.IntN(len(src)+3))
+			n, err := r.ReadAt(p, off)
+			end := min(off+int64(len(p)), int64(len(src)))
+			if full := off+int64(len(p)) <= int64(len(src)); (err == nil) != full && len(p) > 0 || err != nil && err != io.EOF {
+				t.Fatalf("%+v: reading %d at %d: %v", c, len(p), off, err)
+			}
+			if off <= end && !bytes.Equal(p[:n], want[off:end]) {
+				t.Fatalf("%+v: reading %d at %d: other bytes", c, len(p), off)
+			}
+		}
+	}
+	r := &pairedReader{bytes.NewReader(make([]byte, 7)), 2, 2, 8}
+	if _, err := r.ReadAt(make([]byte, 8), 0); err != io.ErrUnexpectedEOF {
+		t.Errorf("a source that ends early: %v", err)
+	}
+}
+
+// TestView reads tensors that are made of several, whole and in pieces.
+func TestView(t *testing.T) {
+	var m checkpoint.Memory
+	var parts []tensor.Spec
+	var stack []byte
+	rng := rand.New(rand.NewPCG(4, 1))
+	for e := range 3 {
+		s := tensor.Spec{Name: strconv.Itoa(e), DType: tensor.F32, Shape: tensor.Shape{4, 2}}
+		data := make([]byte, s.Size())
+		for i := range data {
+			data[i] = byte(rng.Uint32())
+		}
+		m.Add(s, data)
+		parts, stack = append(parts, s), append(stack, data...)
+	}
+	whole := tensor.Spec{Name: "both", DType: tensor.F32, Shape: tensor.Shape{3, 4, 2}}
+	m.Add(whole, stack)
+	var gate, up []byte
+	for e := range 3 {
+		gate, up = append(gate, stack[e*32:e*32+16]...), append(up, stack[e*32+16:e*32+32]...)
+	}
+	half := tensor.Shape{3, 2, 2}
+	v := &View{source: &m, tensors: map[string]*viewTensor{
+		"stack": {spec: tensor.Spec{Name: "stack", DType: tensor.F32, Shape: tensor.Shape{3, 4, 2}}, parts: parts},
+		"gate":  {spec: tensor.Spec{Name: "gate", DType: tensor.F32, Shape: half}, parts: []tensor.Spec{whole}, half: true},
+		"up":    {spec: tensor.Spec{Name: "up", DType: tensor.F32, Shape: half}, parts: []tensor.Spec{whole}, half: true, second: true},
+		"cut":   {spec: tensor.Spec{Name: "cut", DType: tensor.F32, Shape: tensor.Shape{3, 2}}, parts: parts[:1]},
+		"made":  {spec: tensor.Spec{Name: "made", DType: tensor.U8, Shape: tensor.Shape{3}}, data: []byte{1, 2, 3}},
+	}}
+	for name, want := range map[string][]byte{"stack": stack, "gate": gate, "up": up, "cut": stack[:24], "made": {1, 2, 3}} {
+		src, err := v.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for off := range len(want) {
+			for n := 1; off+n <= len(want); n += 3 {
+				p := make([]byte, n)
+				if got, err := src.ReadAt(p, int64(off)); got != n || err != nil && err != io.EOF || !bytes.Equal(p, want[off:off+n]) {
+					t.Fatalf("%s: %d bytes at %d: %x, %v; want %x", name, n, off, p[:got], err, want[off:off+n])
+				}
+			}
+		}
+		if n, err := src.ReadAt(make([]byte, 2), int64(len(want)-1)); n != 1 || err != io.EOF {
+			t.Errorf("%s: across the end: %d, %v", name, n, err)
+		}
+	}
+	if _, err := v.Open("nothing"); err == nil {
+		t.Error("a tensor that is not there")
+	}
+}
+
+// TestAddOne has the sums of a weight of F16, which are rounded to it, and of the others.
+func TestAddOne(t *testing.T) {
+	for _, c := range []struct {
+		half    bool
+		x, want float64
+	}{
+		{false, 0.25, 1.25}, {true, 0.25, 1.25},
+		{false, 0x1p-12, 1 + 0x1p-12}, {true, 0x1p-12, 1}, // 11 digits
+		{true, 0x1.8p-11, 1 + 0x1p-10}, {true, 0x1p-11, 1}, // nearest, a tie to even
+		{false, -1, 0}, {true, 2047.5, 2048}, {true, 65504, 65504},
+	} {
+		f32, err := AddOne{Half: c.half}.Bind(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f64, err := AddOne{Half: c.half}.Bind64(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, y := []float32{float32(c.x)}, []float64{c.x}
+		if err := f32.Apply(plan.Band[float32]{Rows: 1, Cols: 1, X: x}); err != nil {
+			t.Fatal(err)
+		}
+		if err := f64.Apply(plan.Band[float64]{Rows: 1, Cols: 1, X: y}); err != nil {
+			t.Fatal(err)
+		}
+		if float64(x[0]) != c.want || y[0] != c.want {
+			t.Errorf("1 + %v with half %v is %v and %v, want %v", c.x, c.half, x[0], y[0], c.want)
+		}
+	}
+}
+
+// TestModelIDs reads names as llama.cpp's converter does.
+func TestModelIDs(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join("..", "testdata", "golden", "convert", "model_ids.tsv"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		total, err := strconv.ParseInt(f[0], 10, 64)
+		if err != nil || len(f) != 9 {
+			t.Fatalf("line %q: %v", line, err)
+		}
+		n := parseModelID(f[1], total)
+		got := []string{title(n.name), n.name, n.organization, n.basename, n.finetune, n.version, n.sizeLabel}
+		if !slices.Equal(got, f[2:]) {
+			t.Errorf("%q of %d parameters: %q, want %q", f[1], total, got, f[2:])
+		}
+	}
+}
+
+// TestSizeLabel has the words for numbers of parameters.
+func TestSizeLabel(t *testing.T) {
+	for n, want := range map[int64]string{
+		0: "0.00K", 500: "0.50K", 1000: "1.0K", 9400: "9.4K", 9949: "10K", 37_000: "37K", 999_999: "1000K", 1_000_000: "1000K", 1_000_001: "1.0M",
+		8_030_261_248: "8.0B", 70_553_706_496: "71B", 1_500_000_000_000: "1.5T",
+	} {
+		if got := sizeLabel(n); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
+	}
+}
+
+// TestDistance has the distances of a few words.
+func TestDistance(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"a", "", 1}, {"", "ab", 2}, {"kitten", "sitting", 3}, {"flaw", "lawn", 2}, {strings.Repeat("x", 300), "", 256}} {
+		if got := distance(c.a, c.b); got != c.want {
+			t.Errorf("%q and %q: %d, want %d", c.a, c.b, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,299 @@
+package convert_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/convert"
+	"github.com/loratool/loratool/engine"
+	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/formats/hfrepo"
+	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/fsatomic"
+	"github.com/loratool/loratool/plan"
+)
+
+// writeGGUF converts a folder to a file and returns its bytes.
+func writeGGUF(t *testing.T, folder string, o convert.Options, run engine.Options) ([]byte, error) {
+	t.Helper()
+	o.Output = filepath.Join(t.TempDir(), "out.gguf")
+	c, err := convert.Plan(open(t, folder), o)
+	if err != nil {
+		return nil, err
+	}
+	sink, err := checkpoint.Create(fsatomic.OS{}, c.Layout, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := engine.Run(t.Context(), c.Plan, []engine.Source{c.View}, toSink{sink}, run)
+	if err == nil {
+		err = sink.Commit(c.SetHashes(report.Hashes))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(o.Output)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data, nil
+}
+
+type toSink struct{ *checkpoint.Sink }
+
+func (s toSink) WriteAt(_ int, name string, p []byte, off int64) error {
+	return s.Sink.WriteAt(name, p, off)
+}
+
+// TestGGUFGolden makes the files that llama.cpp's converter made of the same folders,
+// byte for byte: names, order, types, values, keys.
+func TestGGUFGolden(t *testing.T) {
+	var cases []struct{ Name, Type, Pre string }
+	data, err := os.ReadFile(filepath.Join(golden, "convert", "cases.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &cases); err != nil {
+		t.Fatal(err)
+	}
+	types := map[string]tensor.DType{"auto": tensor.NoDType, "f32": tensor.F32, "f16": tensor.F16, "bf16": tensor.BF16}
+	for _, c := range cases {
+		t.Run(c.Name, func(t *testing.T) {
+			want, err := os.ReadFile(filepath.Join(golden, "convert", "expected", c.Name+".gguf"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			folder := filepath.Join(golden, "convert", "models", c.Name)
+			for _, run := range []engine.Options{{Jobs: 1}, {Jobs: 3, Memory: 16 << 20}} {
+				// The pre-tokenizer is found from the expressions: the name is the witness.
+				got, err := writeGGUF(t, folder, convert.Options{DType: types[c.Type]}, run)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(got, want) {
+					t.Fatal(difference(t, got, want))
+				}
+			}
+		})
+	}
+	if len(cases) < 11 {
+		t.Errorf("only %d cases", len(cases))
+	}
+}
+
+// difference says where two GGUF files part.
+func difference(t *testing.T, got, want []byte) string {
+	t.Helper()
+	read := func(data []byte) *gguf.File {
+		f, err := gguf.New(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	g, w := read(got), read(want)
+	keys := func(f *gguf.File) (all []string) {
+		for k, v := range f.Metadata().All() {
+			all = append(all, k+" "+v.Describe())
+		}
+		return all
+	}
+	for i, k := range keys(w) {
+		if ours := append(keys(g), "nothing"); ours[min(i, len(ours)-1)] != k {
+			return "key " + ours[min(i, len(ours)-1)] + ", want " + k
+		}
+	}
+	for i, s := range w.Tensors() {
+		ours := g.Tensors()
+		if i >= len(ours) || ours[i].Name != s.Name || ours[i].Type != s.Type || !slices.Equal(ours[i].Shape, s.Shape) {
+			return "other tensors from " + s.Name + " on"
+		}
+		if !bytes.Equal(got[ours[i].Offset:][:s.Size()], want[s.Offset:][:s.Size()]) {
+			return "other values in " + s.Name
+		}
+	}
+	return "other values of keys"
+}
+
+// edit copies a golden model and changes its files; what becomes nil is removed.
+func edit(t *testing.T, name string, changes map[string]func(string) string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), name)
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(golden, "convert", "models", name))); err != nil {
+		t.Fatal(err)
+	}
+	for file, change := range changes {
+		path := filepath.Join(dir, file)
+		if change == nil {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		old, _ := os.ReadFile(path) // of a new file nothing
+		text := change(string(old))
+		if text == string(old) {
+			t.Fatalf("%s has not changed", file)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func replace(old, with string) func(string) string {
+	return func(text string) string { return strings.Replace(text, old, with, 1) }
+}
+
+func write(text string) func(string) string { return func(string) string { return text } }
+
+// TestGGUFRefusals has models that can't become GGUF files, and what the error names.
+func TestGGUFRefusals(t *testing.T) {
+	const config, fast = "config.json", "tokenizer.json"
+	type changes = map[string]func(string) string
+	for _, c := range []struct {
+		name, model string
+		changes     changes
+		o           convert.Options
+		want        []string
+	}{
+		{"another architecture", "qwen3", changes{config: replace("Qwen3ForCausalLM", "NewForCausalLM")}, convert.Options{}, []string{"NewForCausalLM", "LlamaForCausalLM"}},
+		{"a family without keys", "qwen3", changes{config: replace("Qwen3ForCausalLM", "GPT2LMHeadModel")}, convert.Options{}, []string{"GPT2LMHeadModel: there are no tables"}},
+		{"no architecture", "qwen3", changes{config: replace("architectures", "architecture")}, convert.Options{}, []string{"names no architectures"}},
+		{"no config", "qwen3", changes{config: nil}, convert.Options{}, []string{"no config.json"}},
+		{"quantized by others", "qwen3", changes{config: replace("{", `{"quantization_config":{"quant_method":"gptq"},`)}, convert.Options{}, []string{`quantized ("gptq")`}},
+		{"another type", "qwen3", nil, convert.Options{DType: tensor.F64}, []string{"dtype"}},
+		{"a tensor of another family", "qwen3", changes{config: replace("Qwen3ForCausalLM", "Qwen2ForCausalLM")}, convert.Options{}, []string{"self_attn.k_norm.weight", "nearest names", "self_attn.k_proj"}},
+		{"fewer layers", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": 1`)}, convert.Options{}, []string{"model.layers.1.", "there are 1"}},
+		{"more layers", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": 3`)}, convert.Options{}, []string{"layer 2 of 3"}},
+		{"no layers", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": 0`)}, convert.Options{}, []string{"0 layers"}},
+		{"layers that are no number", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": "2"`)}, convert.Options{}, []string{"num_hidden_layers"}},
+		{"heads that do not divide", "linear", changes{config: replace(`"num_attention_heads": 4`, `"num_attention_heads": 3`)}, convert.Options{}, []string{"q_proj.weight", "3 heads"}},
+		{"no context", "qwen3", changes{config: replace("max_position_embeddings", "x")}, convert.Options{}, []string{"max_position_embeddings"}},
+		{"more experts", "qwen2-moe", changes{config: replace(`"num_experts": 3`, `"num_experts": 4`)}, convert.Options{}, []string{"layer 0 has only 9 matrices"}},
+		{"fewer experts", "qwen2-moe", changes{config: replace(`"num_experts": 3`, `"num_experts": 2`)}, convert.Options{}, []string{"experts.2.", "there are 2"}},
+		{"another scaling", "linear", changes{config: replace(`"linear"`, `"dynamic"`)}, convert.Options{}, []string{`rope scaling is "dynamic"`}},
+		{"a scaling that makes no sense", "llama3-7b1-chat", changes{config: replace(`"high_freq_factor": 4.0`, `"high_freq_factor": 0.5`)}, convert.Options{}, []string{"llama3 scaling"}},
+		{"no tokenizer", "qwen3", changes{fast: nil}, convert.Options{}, []string{"no tokenizer"}},
+		{"no SentencePiece model", "gemma", changes{"tokenizer.model": nil}, convert.Options{}, []string{"no tokenizer.model"}},
+		{"SentencePiece as BPE", "qwen3", changes{fast: replace(`"byte_fallback": false`, `"byte_fallback": true`)}, convert.Options{}, []string{"tokenizer.json", "tokenizer.model"}},
+		{"an unknown expression", "qwen3", changes{fast: replace(`\\p{N}`, `\\p{N}{2}`)}, convert.Options{}, []string{"no pre-tokenizer", `\p{N}{2}`, "--pre", "qwen2"}},
+		{"another model of tokens", "qwen3", changes{fast: replace(`"BPE"`, `"Unigram"`)}, convert.Options{}, []string{"Unigram"}},
+		{"an id that the library does not give", "qwen3", changes{fast: replace(`"id": 17`, `"id": 18`)}, convert.Options{}, []string{"id 18", "gives it 17"}},
+		{"more tokens than rows", "qwen3", changes{config: replace(`"vocab_size": 48`, `"vocab_size": 17`)}, convert.Options{}, []string{"ids up to 17", "vocab_size of 17"}},
+		{"fewer tokens than rows", "qwen3", changes{config: replace(`"vocab_size": 48`, `"vocab_size": 40`)}, convert.Options{}, []string{"48 rows", "40 tokens"}},
+		{"a broken tokenizer", "qwen3", changes{fast: replace("{", "[")}, convert.Options{}, []string{"tokenizer.json"}},
+		{"a broken model of pieces", "linear", changes{"tokenizer.model": write("\x0a\xff")}, convert.Options{}, []string{"tokenizer.model"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := writeGGUF(t, edit(t, c.model, c.changes), c.o, engine.Options{})
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, want := range c.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error %q, want one that says %s", err, want)
+				}
+			}
+		})
+	}
+}
+
+// TestGGUFOptions guards what the caller settles: the model's name, the pre-tokenizer.
+func TestGGUFOptions(t *testing.T) {
+	dir := edit(t, "qwen3", map[string]func(string) string{"tokenizer.json": replace(`\\p{N}`, `\\p{N}{2}`)})
+	data, err := writeGGUF(t, dir, convert.Options{Name: "A Name", PreTokenizer: "mine"}, engine.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := gguf.New(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]string)
+	for _, key := range []string{"general.name", "tokenizer.ggml.pre"} {
+		if got[key], err = f.Metadata().Text(key); err != nil {
+			t.Error(err)
+		}
+	}
+	if want := map[string]string{"general.name": "A Name", "tokenizer.ggml.pre": "mine"}; !maps.Equal(got, want) {
+		t.Errorf("keys %v, want %v", got, want)
+	}
+}
+
+// TestGGUFRows guards that rows of Gemma 3 that no token has are left out, with a
+// decision, and that a head that nothing reads is.
+func TestGGUFRows(t *testing.T) {
+	dir := edit(t, "gemma3", map[string]func(string) string{"config.json": replace(`"vocab_size": 48`, `"vocab_size": 40`)})
+	c, err := convert.Plan(open(t, dir), convert.Options{Output: filepath.Join(t.TempDir(), "x.gguf")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Layout.Files[0].GGUF().Tensors()[0]; got.Name != "token_embd.weight" || got.Shape[0] != 40 {
+		t.Errorf("the embedding is %v", got)
+	}
+	if !slices.ContainsFunc(c.Plan.Decisions, func(d plan.Decision) bool { return d.Code == "rows-left-out" }) {
+		t.Errorf("decisions %v", c.Plan.Decisions)
+	}
+	c, err = convert.Plan(open(t, filepath.Join(golden, "convert", "models", "gemma")), convert.Options{Output: filepath.Join(t.TempDir(), "x.gguf")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(c.Plan.Decisions, func(d plan.Decision) bool {
+		return d.Code == "left-out" && slices.Equal(d.Tensors, []string{"lm_head.weight"})
+	}) {
+		t.Errorf("decisions %v", c.Plan.Decisions)
+	}
+}
+
+// TestGGUFRestored makes a file of 4-bit weights: they are what those stand for.
+func TestGGUFRestored(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "llama-nf4")
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(golden, "bnb", "llama-nf4"))); err != nil {
+		t.Fatal(err)
+	}
+	model, err := checkpoint.Open(dir, hfrepo.Cache{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer model.Close()
+	spec, _ := model.Lookup("model.embed_tokens.weight")
+	tokens := make([]string, spec.Shape[0])
+	vocab := make(map[string]int)
+	for i := range tokens {
+		vocab[strings.Repeat("a", i+1)] = i
+	}
+	fast, err := json.Marshal(map[string]any{"model": map[string]any{"type": "BPE", "vocab": vocab, "merges": []string{}}, "pre_tokenizer": map[string]any{"type": "ByteLevel"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "tokenizer.json"), fast, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	data, err := writeGGUF(t, dir, convert.Options{}, engine.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := gguf.New(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := mustRun(t, filepath.Join(golden, "bnb", "llama-nf4"), convert.Options{})
+	for _, s := range f.Tensors() {
+		if s.Name == "blk.0.ffn_down.weight" {
+			if !bytes.Equal(data[s.Offset:][:s.Size()], values.data["model.layers.0.mlp.down_proj.weight"]) {
+				t.Error("other weights than those that the codes stand for")
+			}
+			return
+		}
+	}
+	t.Error("no feed-forward layer")
+}

@@ -1,0 +1,426 @@
+package convert
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/formats/tokenizer"
+	"github.com/loratool/loratool/internal/saferead"
+	"github.com/loratool/loratool/internal/strictjson"
+)
+
+// vocabulary is the tokenizer as GGUF has it.
+type vocabulary struct {
+	kind    string // tokenizer.ggml.model
+	pre     string
+	tokens  []string
+	scores  []float32 // nil for BPE
+	types   []int32
+	merges  []string
+	special *specials
+}
+
+// The types of tokens in GGUF.
+const (
+	tokenNormal      = 1
+	tokenUnknown     = 2
+	tokenControl     = 3
+	tokenUserDefined = 4
+	tokenUnused      = 5
+	tokenByte        = 6
+)
+
+// The scores of tokens that no model has scored.
+const (
+	paddingScore = -10000
+	addedScore   = -1000
+)
+
+// maxTokenizerFile bounds the files of a tokenizer; the largest have some 40 MB.
+const maxTokenizerFile = 256 << 20
+
+// file returns a file beside the weights; false if there is none.
+func (g *ggufPlanner) file(name string) ([]byte, bool, error) {
+	path := filepath.Join(g.source.Path, name)
+	f, size, err := saferead.OpenRegular(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, &checkpoint.InputError{Path: path, Err: err}
+	}
+	defer f.Close()
+	if size > maxTokenizerFile {
+		return nil, false, &checkpoint.InputError{Path: path, Err: fmt.Errorf("%d bytes, at most %d are read", size, maxTokenizerFile)}
+	}
+	data, err := saferead.New(f, size).Bytes(0, size)
+	if err != nil {
+		return nil, false, &checkpoint.InputError{Path: path, Err: err}
+	}
+	return data, true, nil
+}
+
+// object returns a JSON file beside the weights, nil if there is none.
+func (g *ggufPlanner) object(name string) (*strictjson.Object, error) {
+	data, ok, err := g.file(name)
+	if err != nil || !ok {
+		return nil, err
+	}
+	o, err := strictjson.ParsePythonObject(data)
+	return o, g.inFile(name, err)
+}
+
+// inFile names the file that an error is about.
+func (g *ggufPlanner) inFile(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &checkpoint.InputError{Path: filepath.Join(g.source.Path, name), Err: err}
+}
+
+// The files of tokenizers.
+const (
+	sentencePieceFile   = "tokenizer.model"
+	fastFile            = "tokenizer.json"
+	tokenizerConfigFile = "tokenizer_config.json"
+	addedTokensFile     = "added_tokens.json"
+)
+
+// readVocabulary reads the tokenizer in the form that the family's converter prefers.
+func (g *ggufPlanner) readVocabulary() error {
+	config, err := g.object(tokenizerConfigFile)
+	if err != nil {
+		return err
+	}
+	fast, err := g.readFast()
+	if err != nil {
+		return err
+	}
+	pieces, hasPieces, err := g.file(sentencePieceFile)
+	if err != nil {
+		return err
+	}
+	byExperts := strings.HasSuffix(g.family.Name, "moe") // of which the converter takes BPE only
+	switch {
+	case hasPieces && !byExperts:
+		err = g.sentencePieces(pieces, fast, config)
+	case g.family.Name == "gemma", g.family.Name == "gemma2":
+		err = g.errorf("no %s: the tokenizer of this family can only be converted from it", sentencePieceFile)
+	case fast == nil:
+		err = g.errorf("no tokenizer: neither %s nor %s", sentencePieceFile, fastFile)
+	case fast.ByteFallback:
+		err = g.errorf("its %s is a SentencePiece model in the form of the tokenizers library: put the %s it was made from beside it", fastFile, sentencePieceFile)
+	default:
+		err = g.bytePairs(fast, config)
+	}
+	return err
+}
+
+func (g *ggufPlanner) readFast() (*tokenizer.Fast, error) {
+	data, ok, err := g.file(fastFile)
+	if err != nil || !ok {
+		return nil, err
+	}
+	fast, err := tokenizer.ParseFast(data)
+	return fast, g.inFile(fastFile, err)
+}
+
+// sentencePieces makes the vocabulary of a SentencePiece model: its pieces, then what
+// was added, gaps up to vocab_size filled.
+func (g *ggufPlanner) sentencePieces(data []byte, fast *tokenizer.Fast, config *strictjson.Object) error {
+	pieces, err := tokenizer.ParseSentencePiece(data)
+	if err != nil {
+		return g.inFile(sentencePieceFile, err)
+	}
+	size, err := g.intOr(int64(len(pieces)), "vocab_size")
+	if err != nil {
+		return err
+	}
+	if size > maxTokens {
+		return g.errorf("its config.json: vocab_size is %d", size)
+	}
+	v := &vocabulary{kind: "llama", pre: "default", scores: make([]float32, size), types: make([]int32, size), tokens: make([]string, size)}
+	for i := range v.tokens {
+		v.tokens[i], v.scores[i], v.types[i] = "[PAD"+strconv.Itoa(i)+"]", paddingScore, tokenUnused
+	}
+	for i, p := range pieces[:min(size, int64(len(pieces)))] {
+		v.tokens[i], v.scores[i], v.types[i] = p.Text, p.Score, pieceTypes[p.Type]
+	}
+	beyond, err := g.addedPieces(v, config)
+	if err != nil {
+		return err
+	}
+	if int64(len(pieces)) > size {
+		beyond = append(beyond, fmt.Sprintf("%d pieces of %s", int64(len(pieces))-size, sentencePieceFile))
+	}
+	if len(beyond) > 0 {
+		g.decide("tokens-left-out", fmt.Sprintf("config.json has a vocab_size of %d, which leaves no room for %s", size, strings.Join(beyond, ", ")))
+	}
+	g.vocab = v
+	v.special, err = g.specialTokens(defaultSpecials, size, fast, config)
+	return err
+}
+
+// maxTokens is far above any vocabulary.
+const maxTokens = 1 << 24
+
+// pieceTypes are the types of tokens by those of SentencePiece. What the user defined
+// there is no different from other pieces.
+var pieceTypes = map[tokenizer.PieceType]int32{
+	tokenizer.Normal: tokenNormal, tokenizer.Unknown: tokenUnknown, tokenizer.Control: tokenControl,
+	tokenizer.UserDefined: tokenNormal, tokenizer.Unused: tokenUnused, tokenizer.Byte: tokenByte,
+}
+
+// addedPieces puts the tokens in their places that were added behind a SentencePiece
+// model, and names those that have none.
+func (g *ggufPlanner) addedPieces(v *vocabulary, config *strictjson.Object) (beyond []string, err error) {
+	added, err := g.object(addedTokensFile)
+	if err != nil {
+		return nil, err
+	}
+	place := func(id int64, token string, kind int32) {
+		if id < 0 || id >= int64(len(v.tokens)) {
+			beyond = append(beyond, fmt.Sprintf("%q (%d)", token, id))
+			return
+		}
+		v.tokens[id], v.scores[id], v.types[id] = token, addedScore, kind
+	}
+	if added != nil {
+		for token, value := range added.All() {
+			id, err := value.Int()
+			if err != nil {
+				return nil, g.inFile(addedTokensFile, fmt.Errorf("token %q: %w", token, err))
+			}
+			place(id, token, tokenUserDefined)
+		}
+	}
+	decoder, err := g.addedDecoder(config)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range decoder {
+		if t.Special || looksSpecial(t.Content) {
+			place(t.ID, t.Content, tokenControl)
+			continue
+		}
+		place(t.ID, strings.ReplaceAll(t.Content, "\u2581", " "), tokenUserDefined)
+	}
+	return beyond, nil
+}
+
+// addedDecoder are the added tokens of tokenizer_config.json.
+func (g *ggufPlanner) addedDecoder(config *strictjson.Object) ([]tokenizer.AddedToken, error) {
+	if config == nil {
+		return nil, nil
+	}
+	decoder, ok, err := config.OptObject("added_tokens_decoder")
+	if err != nil || !ok {
+		return nil, g.inFile(tokenizerConfigFile, err)
+	}
+	var all []tokenizer.AddedToken
+	for key, value := range decoder.All() {
+		var t tokenizer.AddedToken
+		o, err := value.Object()
+		if err == nil {
+			t.ID, err = strconv.ParseInt(key, 10, 64)
+		}
+		if err == nil {
+			t.Content, err = o.String("content")
+		}
+		if err == nil {
+			t.Special, _, err = o.OptBool("special")
+		}
+		if err == nil {
+			t.Normalized, _, err = o.OptBool("normalized")
+		}
+		if err != nil {
+			return nil, g.inFile(tokenizerConfigFile, fmt.Errorf("added token %q: %w", key, err))
+		}
+		all = append(all, t)
+	}
+	return all, nil
+}
+
+// looksSpecial reports whether a token has the form of those that are never text, even
+// where it is not marked so.
+func looksSpecial(token string) bool {
+	if slices.Contains([]string{"<pad>", "<mask>", "<2mass>", "[@BOS@]"}, token) {
+		return true
+	}
+	for _, form := range [][2]string{{"<|", "|>"}, {"<｜", "｜>"}, {"<unused", ">"}} {
+		if strings.HasPrefix(token, form[0]) && strings.HasSuffix(token, form[1]) {
+			return true
+		}
+	}
+	return false
+}
+
+// bytePairs makes the vocabulary of a BPE model over bytes.
+func (g *ggufPlanner) bytePairs(fast *tokenizer.Fast, config *strictjson.Object) error {
+	if fast.Model != "BPE" {
+		return g.inFile(fastFile, fmt.Errorf("the model is %q; BPE can be converted", fast.Model))
+	}
+	v := &vocabulary{kind: "gpt2", pre: g.options.PreTokenizer}
+	if err := g.preTokenizer(v, fast); err != nil {
+		return err
+	}
+	added, err := g.addedTokens(fast, config)
+	if err != nil {
+		return err
+	}
+	highest := int64(-1)
+	for id := range fast.Vocab {
+		highest = max(highest, id)
+	}
+	for id := range added {
+		highest = max(highest, id)
+	}
+	size, err := g.intOr(highest+1, "vocab_size")
+	if err != nil {
+		return err
+	}
+	if highest >= size || size > maxTokens {
+		return g.errorf("its tokenizer has ids up to %d, config.json a vocab_size of %d: resize the embedding to all tokens and set vocab_size to its rows", highest, size)
+	}
+	for id := range size {
+		token, known := fast.Vocab[id]
+		kind := int32(tokenNormal)
+		if t, ok := added[id]; ok {
+			token, kind, known = t.Content, tokenUserDefined, true
+			if t.Special || looksSpecial(token) {
+				kind = tokenControl
+			} else {
+				token = strings.ReplaceAll(token, "\u2581", " ")
+			}
+		}
+		if !known {
+			token, kind = "[PAD"+strconv.FormatInt(id, 10)+"]", tokenUnused
+		}
+		v.tokens, v.types = append(v.tokens, token), append(v.types, kind)
+	}
+	for _, m := range fast.Merges {
+		// A space in a part would be taken for the one between the parts.
+		v.merges = append(v.merges, strings.ReplaceAll(m[0], " ", "\u0120")+" "+strings.ReplaceAll(m[1], " ", "\u0120"))
+	}
+	g.vocab = v
+	v.special, err = g.specialTokens(defaultSpecials, -1, fast, config)
+	return err
+}
+
+// preTokenizer settles how text is split before the merges.
+func (g *ggufPlanner) preTokenizer(v *vocabulary, fast *tokenizer.Fast) error {
+	found, err := fast.Pre()
+	_, unknown := errors.AsType[*tokenizer.UnknownPreError](err)
+	switch {
+	case err != nil && !unknown:
+		return g.inFile(fastFile, err)
+	case v.pre != "":
+		if v.pre != found {
+			g.decide("pre-tokenizer", fmt.Sprintf("the pre-tokenizer is %s, as asked for", v.pre))
+		}
+		return nil
+	case unknown:
+		return g.inFile(fastFile, fmt.Errorf("%w; --pre NAME says which to take (known by their expressions: %s)", err, strings.Join(tokenizer.PreNames(), ", ")))
+	}
+	v.pre = found
+	g.decide("pre-tokenizer", fmt.Sprintf("the pre-tokenizer is %s, by the regular expressions in %s", v.pre, fastFile))
+	return nil
+}
+
+// addedTokens are the tokens beside the model's, by id: those of tokenizer.json, and
+// those that only tokenizer_config.json has.
+func (g *ggufPlanner) addedTokens(fast *tokenizer.Fast, config *strictjson.Object) (map[int64]tokenizer.AddedToken, error) {
+	decoder, err := g.addedDecoder(config)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.checkAdded(fast); err != nil {
+		return nil, err
+	}
+	added := make(map[int64]tokenizer.AddedToken)
+	for _, t := range slices.Concat(decoder, fast.Added) {
+		if t.ID < 0 || t.ID >= maxTokens {
+			return nil, g.inFile(tokenizerConfigFile, fmt.Errorf("added token %q has the id %d", t.Content, t.ID))
+		}
+		added[t.ID] = t
+	}
+	return added, nil
+}
+
+// checkAdded refuses ids that the tokenizers library would not give: it numbers added
+// tokens that the model does not have behind the model's, one by one, and looks at no id
+// in the file (tokenizers 0.22, added_vocabulary.rs). Text would have other ids than the
+// file says.
+func (g *ggufPlanner) checkAdded(fast *tokenizer.Fast) error {
+	ids := make(map[string]int64, len(fast.Vocab))
+	for id, token := range fast.Vocab {
+		ids[token] = id
+	}
+	size := int64(len(fast.Vocab))
+	next := size
+	for _, t := range fast.Added {
+		given, ok := ids[t.Content]
+		if !ok {
+			given = next
+			ids[t.Content] = given
+		}
+		if given >= size {
+			next = max(next, given+1)
+		}
+		if given != t.ID {
+			return g.inFile(fastFile, fmt.Errorf("added token %q has the id %d there, the tokenizers library gives it %d: save the tokenizer again", t.Content, t.ID, given))
+		}
+	}
+	return nil
+}
+
+// vocabularyKeys writes the tokenizer.
+func (g *ggufPlanner) vocabularyKeys() {
+	const prefix = "tokenizer.ggml."
+	v := g.vocab
+	if g.family.Name == "llama" && v.special.spacePrefix != nil {
+		set(g, prefix+"add_space_prefix", *v.special.spacePrefix)
+	}
+	set(g, prefix+"model", v.kind)
+	set(g, prefix+"pre", v.pre)
+	g.keys.Set(prefix+"tokens", gguf.ArrayOf(v.tokens))
+	if v.scores != nil {
+		g.keys.Set(prefix+"scores", gguf.ArrayOf(v.scores))
+	}
+	g.keys.Set(prefix+"token_type", gguf.ArrayOf(v.types))
+	if len(v.merges) > 0 {
+		g.keys.Set(prefix+"merges", gguf.ArrayOf(v.merges))
+	}
+	v.special.write(g)
+	switch {
+	case g.family.Name == "gemma":
+		if !slices.ContainsFunc(v.special.ids, func(e specialID) bool { return e.kind == "eot" }) {
+			const endOfTurn = 107
+			set(g, prefix+"eot_token_id", uint32(endOfTurn))
+		}
+		set(g, prefix+"add_space_prefix", false)
+	case g.family.Name == "gemma2", g.family.Name == "gemma3" && v.kind == "llama":
+		set(g, prefix+"add_space_prefix", false)
+	case g.family.Name == "llama":
+		g.llamaExtras(prefix)
+	}
+}
+
+// llamaExtras are keys that the converter gives to single models, by the size of their
+// vocabulary: Code Llama and the small Granites.
+func (g *ggufPlanner) llamaExtras(prefix string) {
+	const codeLlama, codeLlamaEnd, granite = 32016, 32010, 49152
+	switch len(g.vocab.tokens) {
+	case codeLlama:
+		set(g, prefix+"eot_token_id", uint32(codeLlamaEnd))
+	case granite:
+		set(g, prefix+"add_bos_token", false)
+	}
+}

@@ -1,0 +1,289 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime/debug"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/loratool/loratool/convert"
+	"github.com/loratool/loratool/engine"
+	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/formats/tokenizer"
+	"github.com/loratool/loratool/verify"
+)
+
+// convertFlags are the flags of convert.
+type convertFlags struct {
+	source       string
+	output       string
+	dtype        string
+	shardSize    size
+	noProvenance bool
+	name         string
+	pre          string
+	verify       bool
+	run          runFlags
+}
+
+func (a *App) newConvert() *cobra.Command {
+	var f convertFlags
+	cmd := &cobra.Command{
+		Use:   "convert MODEL -o OUT",
+		Short: "Write a model or an adapter in another type, other shards, or as GGUF",
+		Long: `Write a safetensors model, or a PEFT adapter, again: with other element types, in
+other shards, with plain weights in place of quantized ones, or as a GGUF file.
+
+Examples:
+  loratool convert ./llama -o ./llama.gguf
+  loratool convert ./llama -o ./llama-f16 --dtype f16
+  loratool convert ./llama-nf4 -o ./llama-bf16
+  loratool convert ./llama -o ./small-shards --shard-size 1GB
+  loratool convert ./lora -o ./lora-bf16 --dtype bf16
+
+With --dtype every floating-point tensor gets that type, each value rounded once, to
+nearest even; without it every tensor keeps its own. Integers and masks are copied.
+
+The 4-bit and 8-bit folders of bitsandbytes, and FP8 with scales, become the weights
+that they stand for, of the type that the config states or of 16 bits; scales and
+quantization_config are left out. Any other quantized model is an error.
+
+An OUT that ends in .gguf is what llama.cpp's converter makes of the same folder, byte
+for byte: names, rows, experts, hyperparameters, tokenizer, chat template. --dtype is
+f32, f16 or bf16, without it that of the model if it has 16 bits, else f16. There are
+tables for Llama, Mistral, Mixtral, Qwen2, Qwen3, their models of experts, and Gemma 1
+to 3; anything else is an error that names it. The pre-tokenizer is told from the
+regular expressions in tokenizer.json; --pre overrules them.
+
+A finite value that the new type has no room for - f16 ends at 65504 - is an error
+that names the tensor. Nothing is written then. A run that was killed leaves a
+partial output beside OUT; the same command with --resume goes on from it.
+
+Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
+('loratool help exit-codes').`,
+		Args:              oneArg("model"),
+		ValidArgsFunction: a.models,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.source = args[0]
+			return a.runConvert(cmd.Context(), &f)
+		},
+	}
+	f.register(cmd.Flags())
+	a.completeConvert(cmd)
+	return cmd
+}
+
+func (f *convertFlags) register(fs *pflag.FlagSet) {
+	fs.StringVarP(&f.output, "output", "o", "", "`OUT`, a folder, a .safetensors or a .gguf file, to write")
+	fs.StringVar(&f.dtype, "dtype", "", "`TYPE` of floating-point tensors: f32, f16, bf16 or f64 (default: as in the input)")
+	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
+	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
+	fs.StringVar(&f.name, "name", "", "`NAME` of the model in a GGUF file (default: that of its folder)")
+	fs.StringVar(&f.pre, "pre", "", "pre-tokenizer of a GGUF file by llama.cpp's `NAME` (default: by the expressions in tokenizer.json)")
+	fs.BoolVar(&f.verify, "verify", false, "compute everything again in float64 and compare before the output appears")
+	f.run.register(fs)
+}
+
+// completeConvert gives the shell values for the flags of convert.
+func (a *App) completeConvert(cmd *cobra.Command) {
+	sizes := fixed("256MiB", "1GiB", "5GB")
+	for flag, complete := range map[string]completer{
+		"dtype":      fixed("bf16\tbfloat16", "f16\tIEEE half", "f32\t32-bit", "f64\t64-bit"),
+		"memory":     sizes,
+		"shard-size": sizes,
+		"jobs":       fixed(),
+		"name":       fixed(),
+		"pre":        fixed(tokenizer.PreNames()...),
+	} {
+		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
+			panic(err) // a flag that is not there
+		}
+	}
+}
+
+// options checks the flags and turns them into options of the library.
+func (f *convertFlags) options() (convert.Options, error) {
+	o := convert.Options{
+		Output: f.output, ShardSize: int64(f.shardSize), NoProvenance: f.noProvenance, Version: buildVersion(),
+		Name: f.name, PreTokenizer: f.pre,
+	}
+	isGGUF := strings.HasSuffix(f.output, ".gguf")
+	switch {
+	case f.output == "":
+		return o, usagef("-o is missing")
+	case !isGGUF && (f.name != "" || f.pre != ""):
+		return o, usagef("--name and --pre are for an output that ends in .gguf")
+	case f.shardSize != 0 && (isGGUF || strings.HasSuffix(f.output, ".safetensors")):
+		return o, usagef("--shard-size: the output %q is one file", f.output)
+	case f.dtype == "":
+		return o, nil
+	}
+	var err error
+	if o.DType, err = tensor.ParseFlag(f.dtype); err != nil {
+		return o, usagef("--dtype: %q is not one of f32, f16, bf16, f64", f.dtype)
+	}
+	return o, nil
+}
+
+// runConvert opens, plans, runs and commits.
+func (a *App) runConvert(ctx context.Context, f *convertFlags) error {
+	defer a.noteStop(ctx)()
+	opts, err := f.options()
+	if err != nil {
+		return err
+	}
+	engineOpts, err := f.run.engineOptions(a)
+	if err != nil {
+		return err
+	}
+	source, err := checkpoint.Open(f.source, a.cache())
+	if err != nil {
+		return err
+	}
+	inputs := &mergeInputs{base: source, models: []*checkpoint.Model{source}}
+	defer inputs.close()
+	c, err := convert.Plan(source, opts)
+	if option, ok := errors.AsType[*convert.OptionError](err); ok {
+		return usagef("--%w", option)
+	} else if err != nil {
+		return err
+	}
+	budget, err := engine.Budget(c.Plan, engineOpts)
+	if err != nil {
+		return err
+	}
+	refusal := a.refusal(c.Layout, inputs, f.run.force)
+	if f.run.dryRun {
+		return a.printPlan(c.Plan, c.Layout, budget, refusal)
+	}
+	if refusal != nil {
+		return refusal
+	}
+	report, verified, err := a.writeConverted(ctx, c, inputs, f, engineOpts)
+	if err != nil {
+		return err
+	}
+	return a.printConvertReport(c, report, verified, f.run.verbose)
+}
+
+// writeConverted runs the plan, checks its output if asked to, and puts it in place.
+func (a *App) writeConverted(ctx context.Context, c *convert.Conversion, inputs *mergeInputs, f *convertFlags, o engine.Options) (report engine.Report, verified *verify.Result, err error) {
+	// The collector keeps the garbage of readers within the budget too.
+	debug.SetMemoryLimit(o.Memory + o.Memory/4 + 32<<20)
+	opts, _ := f.options() // were checked
+	sink, err := a.openSink(c.Layout, c.Plan, identityOf("convert", opts, inputs.models), &f.run, &o)
+	if err != nil {
+		return report, nil, err
+	}
+	sources := []engine.Source{c.View}
+	progress := a.newProgress("converting")
+	o.Progress = progress
+	report, err = engine.Run(ctx, c.Plan, sources, oneSink{sink}, o)
+	progress.Finish()
+	if err == nil && f.verify {
+		progress = a.newProgress("verifying")
+		o.Progress = progress
+		var result verify.Result
+		result, err = verify.Written(ctx, c.Plan, sources, sink, o)
+		progress.Finish()
+		verified = &result
+	}
+	if err == nil {
+		err = inputs.checkUnchanged()
+	}
+	if err != nil {
+		if aerr := sink.Abort(); aerr != nil {
+			a.note("%v", aerr)
+		}
+		return report, nil, err
+	}
+	return report, verified, a.commit(sink, c.SetHashes(report.Hashes))
+}
+
+type (
+	convertedJSON struct {
+		Tensor string  `json:"tensor"`
+		Shape  []int64 `json:"shape"`
+		DType  string  `json:"dtype"`
+		Error  number  `json:"relative_error"`
+	}
+	convertSummary struct {
+		Tensors map[string]int `json:"tensors"`
+		Error   number         `json:"relative_error"`
+	}
+	convertJSON struct {
+		Schema    string            `json:"schema"`
+		Output    string            `json:"output"`
+		Bytes     int64             `json:"bytes"`
+		Decisions []decisionJSON    `json:"decisions"`
+		Tensors   []convertedJSON   `json:"tensors"`
+		Summary   convertSummary    `json:"summary"`
+		Inputs    map[string]string `json:"sha256"`
+		Verified  *verifiedJSON     `json:"verified,omitempty"`
+	}
+)
+
+// printConvertReport prints what a conversion did: of every tensor that is not a copy,
+// what rounding cost.
+func (a *App) printConvertReport(c *convert.Conversion, r engine.Report, v *verify.Result, verbose bool) error {
+	doc := convertJSON{
+		Schema: "loratool.convert/v1", Output: c.Layout.Path, Bytes: c.Layout.Size(), Decisions: decisionsOf(c.Plan),
+		Tensors: []convertedJSON{}, Inputs: r.Hashes, Summary: convertSummary{Tensors: stepKinds(c.Plan)},
+	}
+	var norm, off float64
+	for _, t := range r.Tensors {
+		lost := 0.0
+		if t.BaseNorm > 0 {
+			lost = t.RoundingNorm / t.BaseNorm
+		}
+		doc.Tensors = append(doc.Tensors, convertedJSON{t.Tensor, shapeOf(t.Shape), t.DType, number(lost)})
+		norm += float64(t.BaseNorm * t.BaseNorm)
+		off += float64(t.RoundingNorm * t.RoundingNorm)
+	}
+	if norm > 0 {
+		doc.Summary.Error = number(math.Sqrt(off / norm))
+	}
+	if v != nil {
+		doc.Verified = &verifiedJSON{v.Copied, v.Computed, v.Values, v.Nearest}
+	}
+	if a.json {
+		a.printJSON(doc)
+		return nil
+	}
+	fmt.Fprintln(a.out, doc.Output)
+	if verbose {
+		a.printConvertedTensors(doc.Tensors)
+	}
+	if a.quiet {
+		return nil
+	}
+	for _, d := range doc.Decisions {
+		a.note("%s%s", d.Message, tensorList(d.Tensors))
+	}
+	rounding := ""
+	if len(doc.Tensors) > 0 {
+		rounding = fmt.Sprintf("; relative error of rounding %.3g", doc.Summary.Error)
+	}
+	a.note("%d tensors (%s), %s%s", len(c.Plan.Steps), countList(doc.Summary.Tensors), formatSize(doc.Bytes), rounding)
+	if v := doc.Verified; v != nil {
+		a.noteVerified(v)
+	}
+	return nil
+}
+
+// printConvertedTensors is the table of --verbose.
+func (a *App) printConvertedTensors(tensors []convertedJSON) {
+	w := tabwriter.NewWriter(a.Stderr, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "tensor\tdtype\tshape\trelative error")
+	for _, t := range tensors {
+		fmt.Fprintf(w, "%s\t%s\t%v\t%.3g\n", oneLine(t.Tensor), t.DType, tensor.Shape(t.Shape), t.Error)
+	}
+	w.Flush()
+}

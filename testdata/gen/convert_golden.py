@@ -1,0 +1,293 @@
+"""Makes testdata/golden/convert: small model folders, and the GGUF files that llama.cpp's converter makes of them.
+
+    python testdata/gen/convert_golden.py --llama-cpp DIR [--out DIR]
+
+DIR is the source of llama.cpp 0.5.0; its converter is run as it is, with two exceptions. Settings come from config.json
+alone: transformers would add its own defaults, which change with its version. And the name of the pre-tokenizer is the
+one given here: the tokenizers are too small for a fingerprint. What both leave out is what a case is for.
+
+Seeds are fixed; weights are noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import shutil
+import struct
+import sys
+
+import torch
+from safetensors.torch import save_file
+
+HIDDEN, FF, LAYERS, HEADS, KV, VOCAB = 16, 16, 2, 4, 2, 48
+
+
+def varint(n):
+    out = b""
+    while n > 127:
+        out, n = out + bytes([n & 127 | 128]), n >> 7
+    return out + bytes([n])
+
+
+def piece(text, score, kind):
+    """One SentencePiece; kinds are those of sentencepiece_model.proto."""
+    raw = text.encode()
+    body = b"\x0a" + varint(len(raw)) + raw + b"\x15" + struct.pack("<f", score)
+    if kind != 1:
+        body += b"\x18" + varint(kind)
+    return b"\x0a" + varint(len(body)) + body
+
+
+def sentencepiece_model():
+    pieces = [piece("<unk>", 0, 2), piece("<s>", 0, 3), piece("</s>", 0, 3)]
+    pieces += [piece(t, -i - 0.5, 1) for i, t in enumerate(["\u2581the", "\u2581", "e", "t", "h", "\u00e9", "\u6211"])]
+    pieces += [piece("user", -3, 4), piece("dead", -4, 5)]
+    trainer = b"\x18\x02" + b"\x50\x01"  # some fields of trainer_spec, which nobody reads
+    return b"".join(pieces) + b"\x12" + varint(len(trainer)) + trainer
+
+
+def sentencepiece_files(**config):
+    base = {
+        "bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}, "unk_token": "<unk>", "add_bos_token": True,
+        "add_eos_token": False, "added_tokens_decoder": {
+            "0": {"content": "<unk>", "special": True}, "1": {"content": "<s>", "special": True},
+            "2": {"content": "</s>", "special": True}, "20": {"content": "<|im_start|>", "special": False},
+            "21": {"content": "my\u2581word", "special": False}, "99": {"content": "far", "special": True},
+        },
+    }
+    base.update(config)
+    return {
+        "tokenizer.model": sentencepiece_model(),
+        "tokenizer_config.json": base,
+        "added_tokens.json": {"<extra>": 22, "gone": 1000},
+    }
+
+
+def bpe_files(regex=None, template=True, merges_as_pairs=False, **config):
+    vocab = {t: i for i, t in enumerate(["!", "a", "b", "c", "t", "h", "e", "\u0120", "\u010a", "th", "the", "\u0120the", "\u0120a"])}
+    merges = [("t", "h"), ("th", "e"), ("\u0120", "the"), ("\u0120", "a")]
+    added = [("<|endoftext|>", True), ("<|im_start|>", True), ("<|im_end|>", True), ("<tool_call>", False), ("two\u2581words", False)]
+    tokens = [{"id": 13 + i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": s}
+              for i, (t, s) in enumerate(added)]
+    pre = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": regex is None}
+    if regex is not None:
+        split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        pre = {"type": "Sequence", "pretokenizers": [split, pre]}
+    first = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    a, b = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+    post = {"type": "TemplateProcessing", "single": [first, a], "pair": [first, a, first, b],
+            "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [13], "tokens": ["<|endoftext|>"]}}}
+    merges = [list(m) for m in merges] if merges_as_pairs else [" ".join(m) for m in merges]
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens, "normalizer": None, "pre_tokenizer": pre,
+        "post_processor": post if template else None, "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": merges},
+    }
+    base = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None, "tokenizer_class": "PreTrainedTokenizerFast"}
+    base.update(config)
+    return {"tokenizer.json": tokenizer, "tokenizer_config.json": base}
+
+
+LLAMA_REGEX = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN_REGEX = LLAMA_REGEX.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def config(architecture, model_type, **more):
+    base = {
+        "architectures": [architecture], "model_type": model_type, "hidden_size": HIDDEN, "intermediate_size": FF,
+        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV, "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5, "vocab_size": VOCAB, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2,
+    }
+    base.update(more)
+    return {k: v for k, v in base.items() if v is not None}
+
+
+def weights(dtype, head=None, biases=False, head_norms=False, experts=None, fused=False, shared=False, norms=("post_attention_layernorm",),
+            tied=False, prefix="model.", kv=KV):
+    head = head or HIDDEN // HEADS
+    made = {}
+
+    def put(name, *shape):
+        made[name] = torch.randn(shape, generator=generator).to(dtype)
+
+    generator = torch.Generator().manual_seed(7)
+    put(prefix + "embed_tokens.weight", VOCAB, HIDDEN)
+    put(prefix + "norm.weight", HIDDEN)
+    if not tied:
+        put("lm_head.weight", VOCAB, HIDDEN)
+    for i in range(LAYERS):
+        layer = f"{prefix}layers.{i}."
+        put(layer + "input_layernorm.weight", HIDDEN)
+        for n in norms:
+            put(layer + n + ".weight", HIDDEN)
+        for m, rows in (("q", HEADS * head), ("k", kv * head), ("v", kv * head)):
+            put(f"{layer}self_attn.{m}_proj.weight", rows, HIDDEN)
+            if biases:
+                put(f"{layer}self_attn.{m}_proj.bias", rows)
+        put(layer + "self_attn.o_proj.weight", HIDDEN, HEADS * head)
+        if head_norms:
+            put(layer + "self_attn.q_norm.weight", head)
+            put(layer + "self_attn.k_norm.weight", head)
+        if experts is None:
+            put(layer + "mlp.gate_proj.weight", FF, HIDDEN)
+            put(layer + "mlp.up_proj.weight", FF, HIDDEN)
+            put(layer + "mlp.down_proj.weight", HIDDEN, FF)
+        elif experts == "mixtral":
+            put(layer + "block_sparse_moe.gate.weight", 3, HIDDEN)
+            for e in range(3):
+                put(f"{layer}block_sparse_moe.experts.{e}.w1.weight", FF, HIDDEN)
+                put(f"{layer}block_sparse_moe.experts.{e}.w2.weight", HIDDEN, FF)
+                put(f"{layer}block_sparse_moe.experts.{e}.w3.weight", FF, HIDDEN)
+        else:
+            put(layer + "mlp.gate.weight", experts, HIDDEN)
+            if fused:
+                put(layer + "mlp.experts.gate_up_proj", experts, 2 * FF, HIDDEN)
+                put(layer + "mlp.experts.down_proj", experts, HIDDEN, FF)
+            else:
+                for e in range(experts):
+                    put(f"{layer}mlp.experts.{e}.gate_proj.weight", FF, HIDDEN)
+                    put(f"{layer}mlp.experts.{e}.up_proj.weight", FF, HIDDEN)
+                    put(f"{layer}mlp.experts.{e}.down_proj.weight", HIDDEN, FF)
+        if shared:
+            put(layer + "mlp.shared_expert_gate.weight", 1, HIDDEN)
+            for m, shape in (("gate", (FF, HIDDEN)), ("up", (FF, HIDDEN)), ("down", (HIDDEN, FF))):
+                put(f"{layer}mlp.shared_expert.{m}_proj.weight", *shape)
+    return made
+
+
+AROUND = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+CARD = """---
+license: apache-2.0
+license_name: fine
+base_model: org-name/Some-Base-7B-v0.1
+datasets:
+- a/data-set
+tags:
+- chat
+pipeline_tag: text-generation
+language:
+- en
+- de
+---
+# A card
+"""
+
+# folder name, class, model_type, config, weights, files, file type, pre-tokenizer, sharded
+CASES = [
+    ("tiny-mistral-Instruct-v0.3", "MistralForCausalLM", "mistral", dict(sliding_window=64), dict(dtype=torch.bfloat16),
+     {**sentencepiece_files(add_prefix_space=True, chat_template="{{ messages }}"), "README.md": CARD,
+      "generation_config.json": {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1, "do_sample": True}},
+     "auto", None, True),
+    ("llama3-7b1-chat", "LlamaForCausalLM", "llama",
+     dict(head_dim=8, rope_theta=500000.0, tie_word_embeddings=True, eos_token_id=[15, 13], rope_scaling={
+         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+     dict(dtype=torch.float16, head=8, tied=True, biases=True), bpe_files(LLAMA_REGEX, merges_as_pairs=True), "auto", "llama-bpe", False),
+    ("linear", "LlamaForCausalLM", "llama", dict(num_key_value_heads=HEADS, rope_scaling={"type": "linear", "factor": 2.0}),
+     dict(dtype=torch.float32, kv=HEADS), sentencepiece_files(chat_template=[
+         {"name": "default", "template": "d"}, {"name": "tool use", "template": "t"}]), "f32", None, False),
+    ("yarn", "Qwen2ForCausalLM", "qwen2", dict(rope_theta=None, rope_parameters={
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e6, "beta_fast": 16.0, "attention_factor": 0.8}),
+     dict(dtype=torch.bfloat16, biases=True, tied=True), bpe_files(QWEN_REGEX, template=False, add_bos_token=False), "f16", "qwen2", False),
+    ("qwen3", "Qwen3ForCausalLM", "qwen3", dict(head_dim=8), dict(dtype=torch.bfloat16, head=8, head_norms=True),
+     bpe_files(QWEN_REGEX), "bf16", "qwen2", False),
+    ("qwen2-moe", "Qwen2MoeForCausalLM", "qwen2_moe", dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=FF,
+     shared_expert_intermediate_size=FF), dict(dtype=torch.bfloat16, biases=True, experts=3, shared=True), bpe_files(), "auto", "gpt-2", False),
+    ("qwen3-moe", "Qwen3MoeForCausalLM", "qwen3_moe", dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=FF, head_dim=4),
+     dict(dtype=torch.bfloat16, head_norms=True, experts=3, fused=True), bpe_files(QWEN_REGEX), "auto", "qwen2", False),
+    ("mixtral", "MixtralForCausalLM", "mixtral", dict(num_local_experts=3, num_experts_per_tok=2),
+     dict(dtype=torch.float16, experts="mixtral"), sentencepiece_files(), "bf16", None, True),
+    ("gemma", "GemmaForCausalLM", "gemma", dict(head_dim=8), dict(dtype=torch.float16, head=8), sentencepiece_files(), "auto", None, False),
+    ("gemma2", "Gemma2ForCausalLM", "gemma2", dict(head_dim=8, attn_logit_softcapping=50.0, final_logit_softcapping=30.0, sliding_window=16),
+     dict(dtype=torch.bfloat16, head=8, norms=AROUND, tied=True), sentencepiece_files(), "auto", None, False),
+    ("gemma3", "Gemma3ForCausalLM", "gemma3_text", dict(head_dim=8, rope_theta=None, sliding_window=16, rope_parameters={
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}),
+     dict(dtype=torch.bfloat16, head=8, norms=AROUND, head_norms=True, tied=True), sentencepiece_files(), "f32", None, False),
+]
+
+
+def write_model(folder, case):
+    name, architecture, model_type, settings, made, files, _, _, sharded = case
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config(architecture, model_type, **settings), indent=1))
+    for file, content in files.items():
+        if isinstance(content, bytes):
+            (folder / file).write_bytes(content)
+        else:
+            (folder / file).write_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=1))
+    tensors = weights(**made)
+    if not sharded:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names, index = sorted(tensors), {}
+    for i in range(2):
+        file = f"model-{i + 1:05d}-of-00002.safetensors"
+        part = names[i::2]
+        save_file({n: tensors[n] for n in part}, folder / file, metadata={"format": "pt"})
+        index.update({n: file for n in part})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": index}, indent=0))
+
+
+def convert(llama_cpp, folder, out, outtype, pre):
+    sys.path.insert(0, str(llama_cpp / "gguf-py"))
+    sys.path.insert(0, str(llama_cpp))
+    import conversion.base as base
+    import gguf
+    from conversion import get_model_class
+
+    def refuse(*_, **__):
+        raise ValueError("settings come from config.json")
+
+    base.AutoConfig = type("NoDefaults", (), {"from_pretrained": staticmethod(refuse)})
+    base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+    types = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16, "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+             "auto": gguf.LlamaFileType.GUESSED}
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    with torch.inference_mode():
+        get_model_class(architecture)(folder, types[outtype], out).write()
+
+
+MODEL_IDS = [
+    "hf", "tiny-llama", "Llama-3.2-1B-Instruct", "meta-llama/Llama-2-7b-hf", "mistralai/Mixtral-8x7B-v0.1", "bloom-7b1", "Qwen2.5-0.5B",
+    "./local", "a sentence of words", "some--dashes-", "gpt2", "Phi-3-mini-128k-instruct", "org/model-13B-chat-v1.5-GPTQ-fp16", "v1-model-2",
+    "name-1.1b-small", "x-xl", "7B", "model-Q4_K", "yi-34b-200K", "TinyLlama-1.1B-Chat-v1.0", "model-lora-8bit", "iter5-x", "3-b",
+]
+
+
+def model_ids(llama_cpp):
+    """What the converter reads from names, for a model of 1.5 billion parameters and for one of unknown size."""
+    sys.path.insert(0, str(llama_cpp / "gguf-py"))
+    from gguf import Metadata
+
+    lines = []
+    for total in (0, 1_500_000_000):
+        for name in MODEL_IDS:
+            parts = Metadata.get_model_id_components(name, total)
+            title = Metadata.id_to_title(parts[0]) if parts[0] else ""
+            lines.append("\t".join([str(total), name, title] + [p or "" for p in parts]) + "\n")
+    return "".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--llama-cpp", required=True, type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parents[1] / "golden" / "convert")
+    args = parser.parse_args()
+    cases = []
+    for case in CASES:
+        folder = args.out / "models" / case[0]
+        shutil.rmtree(folder, ignore_errors=True)
+        write_model(folder, case)
+        expected = args.out / "expected" / (case[0] + ".gguf")
+        expected.parent.mkdir(exist_ok=True)
+        convert(args.llama_cpp, folder, expected, case[6], case[7])
+        cases.append({"name": case[0], "type": case[6], "pre": case[7] or ""})
+    (args.out / "model_ids.tsv").write_text(model_ids(args.llama_cpp))
+    (args.out / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
