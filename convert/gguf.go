@@ -26,7 +26,7 @@ type ggufPlanner struct {
 	*planner
 	family  *arch.GGUFFamily
 	class   string             // architectures[0]
-	hparams *strictjson.Object // config.json with what text_config says
+	hparams *strictjson.Object // config.json
 	layers  int64
 	heads   int64
 	kvHeads int64
@@ -99,15 +99,7 @@ func convertible() []string {
 
 // readSizes reads what the tensors depend on.
 func (g *ggufPlanner) readSizes() (err error) {
-	g.hparams = strictjson.NewObject()
-	for k, v := range g.source.Config.All() {
-		g.hparams.Set(k, v)
-	}
-	if text, ok, err := g.source.Config.OptObject("text_config"); err == nil && ok {
-		for k, v := range text.All() {
-			g.hparams.Set(k, v)
-		}
-	}
+	g.hparams = g.source.Config
 	if g.layers, err = g.mustInt("n_layers", "num_hidden_layers", "n_layer", "num_layers"); err != nil {
 		return err
 	}

@@ -308,14 +308,7 @@ func (s *specials) readConfig(added []tokenizer.AddedToken, size int64) {
 		if add, ok, err := s.config.OptBool("add_" + kind + "_token"); err == nil && ok {
 			s.flag(kind, add)
 		}
-		v := s.token(kind)
-		text, err := v.Text()
-		if o, e := v.Object(); e == nil && !v.IsNull() {
-			text, err = o.String("content")
-		}
-		if err != nil {
-			continue
-		}
+		text := tokenText(s.config, kind)
 		i := slices.IndexFunc(added, func(t tokenizer.AddedToken) bool { return t.Content == text })
 		if i >= 0 {
 			s.add(kind, added[i].ID, size)
@@ -327,16 +320,7 @@ func (s *specials) readConfig(added []tokenizer.AddedToken, size int64) {
 func (s *specials) readModelConfig(config *strictjson.Object, size int64) {
 	for _, kind := range s.types {
 		name := kind + "_token_id"
-		v, ok := config.Get(name)
-		if !ok || v.IsNull() {
-			text, found, err := config.OptObject("text_config")
-			if err != nil || !found {
-				continue
-			}
-			if v, ok = text.Get(name); !ok {
-				continue
-			}
-		}
+		v, _ := config.Get(name)
 		if id, err := v.Int(); err == nil { // a list of ends has no place
 			s.add(kind, id, size)
 		}

@@ -182,6 +182,9 @@ func TestGGUFRefusals(t *testing.T) {
 		{"fewer experts", "qwen2-moe", changes{config: replace(`"num_experts": 3`, `"num_experts": 2`)}, convert.Options{}, []string{"experts.2.", "there are 2"}},
 		{"another scaling", "linear", changes{config: replace(`"linear"`, `"dynamic"`)}, convert.Options{}, []string{`rope scaling is "dynamic"`}},
 		{"a scaling that makes no sense", "llama3-7b1-chat", changes{config: replace(`"high_freq_factor": 4.0`, `"high_freq_factor": 0.5`)}, convert.Options{}, []string{"llama3 scaling"}},
+		{"a negative size", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": -2`)}, convert.Options{}, []string{"num_hidden_layers is -2"}},
+		{"a size beyond 32 bits", "qwen3", changes{config: replace(`"hidden_size": 16`, `"hidden_size": 4294967296`)}, convert.Options{}, []string{"hidden_size is 4294967296"}},
+		{"a special token that is none", "qwen3", changes{"tokenizer_config.json": replace(`"<|im_end|>"`, `"<|end|>"`)}, convert.Options{}, []string{"tokenizer_config.json", `eos_token is "<|end|>"`}},
 		{"no tokenizer", "qwen3", changes{fast: nil}, convert.Options{}, []string{"no tokenizer"}},
 		{"no SentencePiece model", "gemma", changes{"tokenizer.model": nil}, convert.Options{}, []string{"no tokenizer.model"}},
 		{"SentencePiece as BPE", "qwen3", changes{fast: replace(`"byte_fallback": false`, `"byte_fallback": true`)}, convert.Options{}, []string{"tokenizer.json", "tokenizer.model"}},
@@ -204,6 +207,43 @@ func TestGGUFRefusals(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestGGUFTensors has tensors that can't become any of GGUF.
+func TestGGUFTensors(t *testing.T) {
+	x := func(name string, d tensor.DType, shape ...int64) stored {
+		n, _ := tensor.Shape(shape).NumElements()
+		return stored{name, d, shape, make([]byte, n*d.Bits()/8)}
+	}
+	embedding := x("model.embed_tokens.weight", tensor.F16, 3, 4)
+	config := `{"architectures":["%"],"num_hidden_layers":1,"num_attention_heads":2,"num_experts":2,"num_local_experts":2,"max_position_embeddings":8,"vocab_size":3,"hidden_size":4}`
+	const expert = "model.layers.0.block_sparse_moe.experts."
+	for _, c := range []struct {
+		name, class string
+		tensors     []stored
+		want        string
+	}{
+		{"integers", "LlamaForCausalLM", []stored{embedding, x("model.norm.weight", tensor.I32, 4)}, `"model.norm.weight" is I32, not a weight`},
+		{"two names for one", "LlamaForCausalLM", []stored{embedding, x("embed_tokens.weight", tensor.F16, 3, 4)}, `"token_embd.weight"`},
+		{"experts of two shapes", "MixtralForCausalLM", []stored{embedding,
+			x(expert+"0.w1.weight", tensor.F16, 2, 4), x(expert+"0.w2.weight", tensor.F16, 2, 4), x(expert+"0.w3.weight", tensor.F16, 2, 4),
+			x(expert+"1.w1.weight", tensor.F16, 3, 4), x(expert+"1.w2.weight", tensor.F16, 2, 4), x(expert+"1.w3.weight", tensor.F16, 2, 4)}, "matrices of one type and shape"},
+		{"experts of two types", "MixtralForCausalLM", []stored{embedding,
+			x(expert+"0.w1.weight", tensor.F16, 2, 4), x(expert+"0.w2.weight", tensor.F16, 2, 4), x(expert+"0.w3.weight", tensor.F16, 2, 4),
+			x(expert+"1.w1.weight", tensor.F16, 2, 4), x(expert+"1.w2.weight", tensor.BF16, 2, 4), x(expert+"1.w3.weight", tensor.F16, 2, 4)}, "matrices of one type and shape"},
+		{"a stack that can't be halved", "Qwen3MoeForCausalLM", []stored{embedding, x("model.layers.0.mlp.experts.gate_up_proj", tensor.F16, 2, 3, 4)}, "gates and ups"},
+		{"heads of an odd size", "LlamaForCausalLM", []stored{embedding, x("model.layers.0.self_attn.q_proj.weight", tensor.F16, 6, 4)}, "an even number of rows"},
+		{"no layers", "LlamaForCausalLM", []stored{embedding}, "layer 0 of 1"},
+		{"no embedding", "LlamaForCausalLM", []stored{x("model.norm.weight", tensor.F16, 4)}, "no embedding"},
+	} {
+		dir := writeModel(t, "model.safetensors", map[string]string{
+			"config.json":    strings.Replace(config, "%", c.class, 1),
+			"tokenizer.json": `{"model":{"type":"BPE","vocab":{"a":0,"b":1,"c":2}},"pre_tokenizer":{"type":"ByteLevel"}}`,
+		}, c.tensors...)
+		if _, err := writeGGUF(t, dir, convert.Options{}, engine.Options{}); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want an error that says %s", c.name, err, c.want)
+		}
 	}
 }
 

@@ -351,7 +351,45 @@ func (g *ggufPlanner) addedTokens(fast *tokenizer.Fast, config *strictjson.Objec
 		}
 		added[t.ID] = t
 	}
-	return added, nil
+	return added, g.markNamed(added, fast, config)
+}
+
+// markNamed marks the tokens that tokenizer_config.json names as the beginning, the end
+// and so on: the tokenizers library takes them for special, whatever tokenizer.json says.
+func (g *ggufPlanner) markNamed(added map[int64]tokenizer.AddedToken, fast *tokenizer.Fast, config *strictjson.Object) error {
+	if config == nil {
+		return nil
+	}
+	ids := make(map[string]int64, len(fast.Vocab)+len(added))
+	for id, token := range fast.Vocab {
+		ids[token] = id
+	}
+	for id, t := range added {
+		ids[t.Content] = id
+	}
+	for _, kind := range defaultSpecials {
+		text := tokenText(config, kind)
+		if text == "" {
+			continue
+		}
+		id, ok := ids[text]
+		if !ok {
+			return g.inFile(tokenizerConfigFile, fmt.Errorf("%s_token is %q, which is no token of %s: save the tokenizer again", kind, text, fastFile))
+		}
+		added[id] = tokenizer.AddedToken{ID: id, Content: text, Special: true}
+	}
+	return nil
+}
+
+// tokenText returns the text of a special token, which may be an object; empty without.
+func tokenText(config *strictjson.Object, kind string) string {
+	v, _ := config.Get(kind + "_token")
+	if o, err := v.Object(); err == nil && !v.IsNull() {
+		text, _ := o.String("content")
+		return text
+	}
+	text, _ := v.Text()
+	return text
 }
 
 // checkAdded refuses ids that the tokenizers library would not give: it numbers added

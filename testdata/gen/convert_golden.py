@@ -65,6 +65,56 @@ def sentencepiece_files(**config):
     }
 
 
+def with_bytes():
+    """A model with the 256 byte pieces, which come together with byte_fallback (field 35 of trainer_spec), and a vocabulary
+    without anything added."""
+    pieces = [piece("<unk>", 0, 2), piece("<s>", 0, 3), piece("</s>", 0, 3)]
+    pieces += [piece(f"<0x{i:02X}>", 0, 6) for i in range(256)] + [piece("\u2581a", -1, 1), piece("<unused0>", -2, 1)]
+    trainer = b"\x18\x02" + varint(35 << 3) + b"\x01"
+    return {
+        "tokenizer.model": b"".join(pieces) + b"\x12" + varint(len(trainer)) + trainer,
+        "tokenizer_config.json": {"bos_token": "<s>", "add_eos_token": True, "added_tokens_decoder": {"260": {"content": "<unused0>"}}},
+        "chat_template.json": {"chat_template": "from json"},
+    }
+
+
+def template_files(variant):
+    """Post-processors and settings that contradict each other, for what is made of them."""
+    files = bpe_files()
+    tokenizer, settings = files["tokenizer.json"], files["tokenizer_config.json"]
+    tokenizer["model"]["vocab"].update({"x": 13, " y": 14, "x y": 15, " yx": 16})
+    tokenizer["model"]["merges"] = [["t", "h"], ["x", " y"], [" y", "x"]]
+    for t in tokenizer["added_tokens"]:
+        t["id"] += 4
+    special = lambda name: {"SpecialToken": {"id": name, "type_id": 0}}  # noqa: E731
+    a, b = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+    ids = {f"<|{n}|>": {"id": f"<|{n}|>", "ids": [i], "tokens": [f"<|{n}|>"]} for n, i in (("endoftext", 17), ("im_start", 18), ("im_end", 19))}
+    settings.clear()
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    post = None
+    if variant == "pair":  # an end that the settings do not know; a separator between two texts; flags that are overruled
+        start, end = special("<|im_start|>"), special("<|im_end|>")
+        post = {"type": "TemplateProcessing", "single": [start, a, end], "pair": [start, a, end, b, end], "special_tokens": ids}
+        settings.update({"bos_token": "<|endoftext|>", "eos_token": {"__type": "AddedToken", "content": "<|endoftext|>", "special": True}, "add_bos_token": True,
+                         "sep_token": "<|im_end|>", "mask_token": "<tool_call>"})
+        tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, {"type": "StripAccents"}]}
+    elif variant == "separator":  # in front of the second text, and nothing behind
+        start = special("<|im_start|>")
+        post = {"type": "TemplateProcessing", "single": [start, a], "pair": [start, a, special("<|im_end|>"), b], "special_tokens": ids}
+        settings.update({"cls_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>", "add_bos_token": False})
+        tokenizer["normalizer"] = {"type": "Lowercase"}
+    elif variant == "other":  # a start that is neither
+        start = special("<|im_start|>")
+        post = {"type": "Sequence", "processors": [{"type": "TemplateProcessing", "single": [start, a], "pair": [start, a, b], "special_tokens": ids}]}
+        settings.update({"bos_token": "<|im_end|>", "cls_token": "<|endoftext|>", "add_prefix_space": False})
+    else:
+        post = {"type": "RobertaProcessing", "sep": ["<|im_end|>", 19], "cls": ["<|im_start|>", 18], "trim_offsets": True, "add_prefix_space": False}
+        settings.update({"sep_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+        files["chat_template.jinja"] = "from jinja"
+    tokenizer["post_processor"] = post
+    return files
+
+
 def bpe_files(regex=None, template=True, merges_as_pairs=False, **config):
     vocab = {t: i for i, t in enumerate(["!", "a", "b", "c", "t", "h", "e", "\u0120", "\u010a", "th", "the", "\u0120the", "\u0120a"])}
     merges = [("t", "h"), ("th", "e"), ("\u0120", "the"), ("\u0120", "a")]
@@ -103,11 +153,11 @@ def config(architecture, model_type, **more):
         "rms_norm_eps": 1e-5, "vocab_size": VOCAB, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2,
     }
     base.update(more)
-    return {k: v for k, v in base.items() if v is not None}
+    return {k: None if v == "null" else v for k, v in base.items() if v is not None}
 
 
 def weights(dtype, head=None, biases=False, head_norms=False, experts=None, fused=False, shared=False, norms=("post_attention_layernorm",),
-            tied=False, prefix="model.", kv=KV):
+            tied=False, prefix="model.", kv=KV, layers=LAYERS, vocab=VOCAB):
     head = head or HIDDEN // HEADS
     made = {}
 
@@ -115,11 +165,11 @@ def weights(dtype, head=None, biases=False, head_norms=False, experts=None, fuse
         made[name] = torch.randn(shape, generator=generator).to(dtype)
 
     generator = torch.Generator().manual_seed(7)
-    put(prefix + "embed_tokens.weight", VOCAB, HIDDEN)
+    put(prefix + "embed_tokens.weight", vocab, HIDDEN)
     put(prefix + "norm.weight", HIDDEN)
     if not tied:
-        put("lm_head.weight", VOCAB, HIDDEN)
-    for i in range(LAYERS):
+        put("lm_head.weight", vocab, HIDDEN)
+    for i in range(layers):
         layer = f"{prefix}layers.{i}."
         put(layer + "input_layernorm.weight", HIDDEN)
         for n in norms:
@@ -162,7 +212,7 @@ def weights(dtype, head=None, biases=False, head_norms=False, experts=None, fuse
 AROUND = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 CARD = """---
 license: apache-2.0
-license_name: fine
+license_name:	fine
 base_model: org-name/Some-Base-7B-v0.1
 datasets:
 - a/data-set
@@ -183,15 +233,15 @@ CASES = [
       "generation_config.json": {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1, "do_sample": True}},
      "auto", None, True),
     ("llama3-7b1-chat", "LlamaForCausalLM", "llama",
-     dict(head_dim=8, rope_theta=500000.0, tie_word_embeddings=True, eos_token_id=[15, 13], rope_scaling={
+     dict(head_dim=8, rope_theta=100.0, tie_word_embeddings=True, eos_token_id=[15, 13], rope_scaling={
          "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
      dict(dtype=torch.float16, head=8, tied=True, biases=True), bpe_files(LLAMA_REGEX, merges_as_pairs=True), "auto", "llama-bpe", False),
     ("linear", "LlamaForCausalLM", "llama", dict(num_key_value_heads=HEADS, rope_scaling={"type": "linear", "factor": 2.0}),
      dict(dtype=torch.float32, kv=HEADS), sentencepiece_files(chat_template=[
          {"name": "default", "template": "d"}, {"name": "tool use", "template": "t"}]), "f32", None, False),
     ("yarn", "Qwen2ForCausalLM", "qwen2", dict(rope_theta=None, rope_parameters={
-        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e6, "beta_fast": 16.0, "attention_factor": 0.8}),
-     dict(dtype=torch.bfloat16, biases=True, tied=True), bpe_files(QWEN_REGEX, template=False, add_bos_token=False), "f16", "qwen2", False),
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e6, "beta_fast": 16.0, "attention_factor": 0.8, "attn_factor": 0.7}),
+     dict(dtype=torch.bfloat16, biases=True, tied=True), bpe_files(QWEN_REGEX, template=False, add_bos_token=False, add_prefix_space=True), "f16", "qwen2", False),
     ("qwen3", "Qwen3ForCausalLM", "qwen3", dict(head_dim=8), dict(dtype=torch.bfloat16, head=8, head_norms=True),
      bpe_files(QWEN_REGEX), "bf16", "qwen2", False),
     ("qwen2-moe", "Qwen2MoeForCausalLM", "qwen2_moe", dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=FF,
@@ -200,6 +250,11 @@ CASES = [
      dict(dtype=torch.bfloat16, head_norms=True, experts=3, fused=True), bpe_files(QWEN_REGEX), "auto", "qwen2", False),
     ("mixtral", "MixtralForCausalLM", "mixtral", dict(num_local_experts=3, num_experts_per_tok=2),
      dict(dtype=torch.float16, experts="mixtral"), sentencepiece_files(), "bf16", None, True),
+    *[(variant, "LlamaForCausalLM", "llama", dict(num_hidden_layers=1, num_key_value_heads=HEADS, is_causal=variant != "other", bos_token_id=1 if variant == "pair" else None,
+       eos_token_id=None, pad_token_id=7, mask_token_id=999999), dict(dtype=torch.bfloat16, tied=True, layers=1, kv=HEADS),
+       template_files(variant), "auto", "gpt-2", False) for variant in ("pair", "separator", "other", "roberta")],
+    ("bytes", "MistralForCausalLM", "mistral", dict(num_hidden_layers=1, vocab_size=262, unk_token_id=5000, head_dim="null", rope_scaling="null"),
+     dict(dtype=torch.bfloat16, tied=True, layers=1, vocab=262), with_bytes(), "auto", None, False),
     ("gemma", "GemmaForCausalLM", "gemma", dict(head_dim=8), dict(dtype=torch.float16, head=8), sentencepiece_files(), "auto", None, False),
     ("gemma2", "Gemma2ForCausalLM", "gemma2", dict(head_dim=8, attn_logit_softcapping=50.0, final_logit_softcapping=30.0, sliding_window=16),
      dict(dtype=torch.bfloat16, head=8, norms=AROUND, tied=True), sentencepiece_files(), "auto", None, False),
