@@ -282,15 +282,10 @@ func (s *Survey) memoryName(name string) string {
 	return name
 }
 
-// bodyPrefixes are what the names of the model without its head begin with, for the
-// types whose published files were saved without the head although their config
-// names it: base_model_prefix of transformers 5.23.
-var bodyPrefixes = map[string]string{"gpt2": "transformer.", "bloom": "transformer.", "opt": "model."}
-
 // findPrefix finds what the names of the files lack: in memory, where an adapter is
 // loaded, they have it.
 func (s *Survey) findPrefix() {
-	prefix := bodyPrefixes[s.modelType]
+	prefix := arch.BodyPrefix(s.modelType)
 	if prefix == "" || s.embedding == "" || strings.HasPrefix(s.embedding, prefix) || !arch.HasHead(s.config.Architecture()) {
 		return
 	}

@@ -27,6 +27,9 @@ type target struct {
 	dtype      tensor.DType // that the codes are decoded to
 	transposed bool         // stored as (in, out)
 	bytes      int64        // of all it becomes
+
+	bits int // of what is stored as plain numbers; 0 of codes
+	pair *pairing
 }
 
 // keptModule is a module with a matrix for a weight that is left alone.
@@ -162,7 +165,7 @@ func (p *planner) checkSource(s tensor.Spec) error {
 	if s.NumElements() == 0 {
 		return p.errorf("tensor %q is empty: its shape is %v", s.Name, s.Shape)
 	}
-	if size := p.options.Storage.Bits() / 8; p.options.Type != Int8 && codeBytes(p.options.Type, s.NumElements())%size != 0 {
+	if size := p.options.Storage.Bits() / 8; p.options.Type != Int8 && !p.options.plainNumbers() && codeBytes(p.options.Type, s.NumElements())%size != 0 {
 		return p.errorf("tensor %q: the codes of %v do not fill whole elements of %s", s.Name, s.Shape, p.options.Storage)
 	}
 	return nil
@@ -200,8 +203,11 @@ func (p *planner) explain() {
 // describe names the format.
 func (p *planner) describe() string {
 	o := p.options
-	if o.Type == Int8 {
+	switch {
+	case o.Type == Int8:
 		return "int8 by rows"
+	case o.plainNumbers():
+		return o.describeNumbers()
 	}
 	double := ""
 	if o.DoubleQuant {

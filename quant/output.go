@@ -27,6 +27,11 @@ func (p *planner) layout(q *Quantization) (*checkpoint.Layout, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !strings.HasSuffix(p.options.Output, ".safetensors") {
+		sidecars = append(sidecars, checkpoint.Sidecar{
+			Name: "README.md", Data: q.card(nil), Final: func() []byte { return q.card(q.final) },
+		})
+	}
 	specs := make([]tensor.Spec, len(p.plan.Steps))
 	for i, s := range p.plan.Steps {
 		specs[i] = tensor.Spec{Name: s.Write.Tensor, DType: s.Write.DType, Shape: s.Read.Spec.Shape}
@@ -47,7 +52,11 @@ func (p *planner) sidecars() ([]checkpoint.Sidecar, error) {
 		return nil, nil
 	}
 	var all []checkpoint.Sidecar
-	if p.base.Config != nil {
+	if p.base.Config != nil && p.options.plainNumbers() {
+		plain := p.config.Clone()
+		plain.DropQuantization()
+		all = append(all, checkpoint.Sidecar{Name: "config.json", Data: plain.Encode()})
+	} else if p.base.Config != nil {
 		config, err := p.newConfig()
 		if err != nil {
 			return nil, err
@@ -125,6 +134,12 @@ const provenanceKey = "loratool"
 // maxPrevious bounds the provenance that is carried over from the input.
 const maxPrevious = 64 << 10
 
+// SetHashes completes the card and returns the metadata with the hashes of the inputs.
+func (q *Quantization) SetHashes(hashes map[string]string) map[string]string {
+	q.final = hashes
+	return q.Metadata(hashes)
+}
+
 // Metadata is what goes into the header of every weight file: the base's own metadata,
 // and what was done with which bytes. Hashes are by path; nil leaves placeholders of
 // the same length.
@@ -146,16 +161,7 @@ func (q *Quantization) provenance(hashes map[string]string) *strictjson.Object {
 	root.Set("tool", strictjson.NewString("loratool"))
 	root.Set("version", strictjson.NewString(q.opts.Version))
 	root.Set("command", strictjson.NewString("quantize"))
-	options := strictjson.NewObject()
-	options.Set("type", strictjson.NewString(string(q.opts.Type)))
-	if q.opts.Type != Int8 {
-		options.Set("blocksize", strictjson.NewInt(int64(q.opts.BlockSize)))
-		options.Set("double_quant", strictjson.NewBool(q.opts.DoubleQuant))
-	}
-	if len(q.opts.Skip) > 0 {
-		options.Set("skip", strictjson.NewStrings(q.opts.Skip))
-	}
-	root.Set("options", options.Value())
+	root.Set("options", q.opts.describe().Value())
 	inputs := make([]strictjson.Value, len(q.Plan.Inputs))
 	for i, in := range q.Plan.Inputs {
 		inputs[i] = in.Provenance(hashes).Value()
@@ -165,4 +171,23 @@ func (q *Quantization) provenance(hashes map[string]string) *strictjson.Object {
 		root.Set("previous", strictjson.NewString(previous))
 	}
 	return root
+}
+
+// describe lists the options that were given.
+func (o Options) describe() *strictjson.Object {
+	all := strictjson.NewObject()
+	all.Set("type", strictjson.NewString(string(o.Type)))
+	if o.Type.inBlocks() {
+		all.Set("blocksize", strictjson.NewInt(int64(o.BlockSize)))
+	}
+	if o.Type != Int8 && !o.plainNumbers() {
+		all.Set("double_quant", strictjson.NewBool(o.DoubleQuant))
+	}
+	if len(o.Skip) > 0 {
+		all.Set("skip", strictjson.NewStrings(o.Skip))
+	}
+	if o.LoftQ != nil {
+		all.Set("loftq", o.LoftQ.describe().Value())
+	}
+	return all
 }

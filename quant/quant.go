@@ -31,6 +31,17 @@ const (
 	Int8 Type = "int8"
 )
 
+// The types of the LoftQ paper that no library stores: NormalFloat and uniform levels
+// in few bits. Their values are written as plain numbers, which take the place that
+// they took before; they are for [Options.LoftQ] only.
+const (
+	NF2      Type = "nf2"
+	NF3      Type = "nf3"
+	Uniform2 Type = "uniform2"
+	Uniform3 Type = "uniform3"
+	Uniform4 Type = "uniform4"
+)
+
 // fourBit returns the codes of a 4-bit type.
 func (t Type) fourBit() kernel.FourBit {
 	if t == FP4 {
@@ -55,6 +66,8 @@ type Options struct {
 	ShardSize    int64
 	NoProvenance bool
 	Version      string // of the tool, for provenance
+	// LoftQ asks for an adapter that makes up for the quantization; see [PlanLoftQ].
+	LoftQ *LoftQ
 }
 
 // OptionError names an option that does not fit.
@@ -70,6 +83,7 @@ type Quantization struct {
 	View   *View // the plan's only input
 	base   *checkpoint.Model
 	opts   Options
+	final  map[string]string // hashes once known, by path
 }
 
 // planner is the state of one call of Plan.
@@ -83,10 +97,21 @@ type planner struct {
 	view    *View
 	targets []*target
 	kept    []keptModule
+	pairs   []*pairing // of the targets that get one
 }
 
 // Plan decides how to quantize a model.
 func Plan(base *checkpoint.Model, o Options) (*Quantization, error) {
+	o.LoftQ = nil
+	p, err := newPlanner(base, o)
+	if err != nil {
+		return nil, err
+	}
+	return p.finish()
+}
+
+// newPlanner decides which weights become what.
+func newPlanner(base *checkpoint.Model, o Options) (*planner, error) {
 	p := &planner{base: base, config: hfrepo.NewConfig(base.Config), options: o, plan: &plan.Plan{Unhashed: o.NoProvenance}}
 	if base.IsAdapter() {
 		return nil, p.errorf("it is an adapter, not a model to quantize")
@@ -110,15 +135,25 @@ func Plan(base *checkpoint.Model, o Options) (*Quantization, error) {
 	if p.options.ComputeDType == tensor.NoDType {
 		p.options.ComputeDType = p.modelDType()
 	}
-	p.addInput()
+	p.addInput("base", p.base)
+	if o.LoftQ != nil {
+		if err := p.choosePairs(); err != nil {
+			return nil, err
+		}
+	}
 	p.explain()
+	return p, nil
+}
+
+// finish makes the plan of what was decided and places the output.
+func (p *planner) finish() (*Quantization, error) {
 	p.view = newView(p)
 	for _, s := range p.view.Specs() {
 		p.plan.Steps = append(p.plan.Steps, plan.Step{
 			Read: plan.Whole(0, s), Write: plan.Placement{Tensor: s.Name, DType: p.writtenAs(s)},
 		})
 	}
-	q := &Quantization{Plan: p.plan, View: p.view, base: base, opts: p.options}
+	q := &Quantization{Plan: p.plan, View: p.view, base: p.base, opts: p.options}
 	layout, err := p.layout(q)
 	if err != nil {
 		return nil, err
@@ -134,9 +169,17 @@ func (p *planner) errorf(format string, args ...any) error {
 // checkOptions fills in defaults and refuses what does not go together.
 func (p *planner) checkOptions() (err error) {
 	o := &p.options
+	if o.LoftQ != nil {
+		if err := o.checkLoftQ(); err != nil {
+			return err
+		}
+	}
+	_, width := o.Type.dense()
 	switch {
-	case o.Type != NF4 && o.Type != FP4 && o.Type != Int8:
-		return &OptionError{"type", fmt.Sprintf("%q is not nf4, fp4 or int8", o.Type)}
+	case width > 0 && o.LoftQ == nil && o.Type != NF4:
+		return &OptionError{"type", fmt.Sprintf("%s is stored as plain numbers, which saves nothing: it is for --loftq", o.Type)}
+	case width == 0 && o.Type != FP4 && o.Type != Int8:
+		return &OptionError{"type", fmt.Sprintf("%q is not nf4, fp4 or int8, nor, with --loftq, nf2, nf3, uniform2, uniform3 or uniform4", o.Type)}
 	case o.Type == Int8 && (o.DoubleQuant || o.BlockSize != 0 || o.Storage != tensor.NoDType || o.ComputeDType != tensor.NoDType):
 		return &OptionError{"type", "int8 has rows for blocks and one way to be stored and computed: options of 4-bit types do not apply"}
 	}
@@ -190,12 +233,12 @@ func (p *planner) dtypeOf(s tensor.Spec) tensor.DType {
 	return tensor.BF16
 }
 
-func (p *planner) addInput() {
-	in := plan.Input{Role: "base", Name: p.base.Name, Path: p.base.Path, Weight: 1, Note: p.base.Commit}
-	for _, f := range p.base.Files() {
+func (p *planner) addInput(role string, m *checkpoint.Model) {
+	in := plan.Input{Role: role, Name: m.Name, Path: m.Path, Weight: 1, Note: m.Commit}
+	for _, f := range m.Files() {
 		in.Files = append(in.Files, plan.File{Name: f.Name, Path: f.Path, Size: f.Size})
 	}
-	p.plan.Inputs = []plan.Input{in}
+	p.plan.Inputs = append(p.plan.Inputs, in)
 }
 
 func (p *planner) decide(code, message string, tensors ...string) {
@@ -207,6 +250,7 @@ type Target struct {
 	Tensor string
 	Shape  tensor.Shape // (out, in)
 	DType  tensor.DType // of the source
+	Type   string       // what it becomes
 	Bytes  int64        // of all it becomes
 }
 
@@ -214,7 +258,7 @@ type Target struct {
 func (q *Quantization) Targets() []Target {
 	all := make([]Target, len(q.View.order))
 	for i, t := range q.View.order {
-		all[i] = Target{t.spec.Name, t.shape, t.spec.DType, t.bytes}
+		all[i] = Target{t.spec.Name, t.shape, t.spec.DType, q.View.kindOf(t), t.bytes}
 	}
 	return all
 }
@@ -225,7 +269,10 @@ func (q *Quantization) Type() Type { return q.opts.Type }
 // Counts says how many tensors of the input are quantized and how many are copied.
 func (q *Quantization) Counts() map[string]int {
 	n := len(q.View.order)
-	counts := map[string]int{string(q.opts.Type): n}
+	counts := make(map[string]int)
+	for _, t := range q.View.order {
+		counts[q.View.kindOf(t)]++
+	}
 	if copied := len(q.base.Specs()) - n; copied > 0 {
 		counts["copy"] = copied
 	}

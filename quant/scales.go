@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/quant/block"
+	"github.com/loratool/loratool/quant/loftq"
 )
 
 // scales is what is found out about a weight while it is read: the scale of every
@@ -64,8 +65,14 @@ func newScales(v *View, t *target) (*scales, error) {
 	if err != nil {
 		return nil, err
 	}
+	reader := newSource(src, t)
+	if v.shift != nil {
+		if reader.shift, err = v.shift(t); err != nil {
+			return nil, err
+		}
+	}
 	s := &scales{
-		view: v, target: t, source: newSource(src, t), unit: v.unit(t), units: v.units(t),
+		view: v, target: t, source: reader, unit: v.unit(t), units: v.units(t),
 		codes: codeBytes(v.format.kind, t.spec.NumElements()),
 	}
 	s.per = max(segmentElements(t)/s.unit, 1)
@@ -312,11 +319,17 @@ func (s *scales) noteFigures(off float64) {
 	if s.view.format.double {
 		off += norm
 	}
-	f := Figures{Tensor: s.target.spec.Name, Shape: s.target.shape, Bytes: s.target.bytes, AbsMax: largest, Norm: math.Sqrt(norm)}
+	f := Figures{Tensor: s.target.spec.Name, Shape: s.target.shape, Bytes: s.target.bytes, Bits: s.view.nominalBits(s.target), AbsMax: largest}
+	f.set(norm, off)
+	s.view.note(s.target, f)
+}
+
+// set takes the sums of squares of a weight and of its error.
+func (f *Figures) set(norm, off float64) {
+	f.Norm = math.Sqrt(norm)
 	if norm > 0 {
 		f.Error = math.Sqrt(max(off, 0) / norm)
 	}
-	s.view.note(s.target, f)
 }
 
 // source reads the numbers of a weight in the order in which they are quantized.
@@ -325,15 +338,50 @@ type source struct {
 	target *target
 	codec  block.Codec
 	width  int64
+	shift  loftq.Factors // taken off the numbers
 }
 
 func newSource(src io.ReaderAt, t *target) source {
 	codec, _ := block.For(t.spec.DType) // its type was checked when it was chosen
-	return source{src, t, codec, t.spec.DType.Bits() / 8}
+	return source{src: src, target: t, codec: codec, width: t.spec.DType.Bits() / 8}
 }
 
 // values returns elements [first, first+n), in b.x.
 func (r source) values(b *scratch, first int64, n int) ([]float32, error) {
+	x, err := r.stored(b, first, n)
+	if err == nil && r.shift.Rank() > 0 {
+		r.takeOff(b, x, first)
+	}
+	return x, err
+}
+
+// takeOff subtracts the shift, row by row as loftq.Shifted does.
+func (r source) takeOff(b *scratch, x []float32, first int64) {
+	in, rank := r.target.shape[1], r.shift.Rank()
+	subtract := func(rows []float32, row int64) {
+		n := len(rows) / int(in)
+		kernel.AddLowRank(rows, n, int(in), r.shift.B.Data[int(row)*rank:(int(row)+n)*rank], r.shift.A.Data[:rank*int(in)], rank, -1)
+	}
+	for len(x) > 0 {
+		row, col := first/in, first%in
+		n := int64(len(x)) / in * in
+		if col == 0 && n > 0 {
+			subtract(x[:n], row)
+		} else {
+			// A part of a row goes by way of a whole one.
+			n = min(int64(len(x)), in-col)
+			b.gathered = grow(b.gathered, int(in))
+			clear(b.gathered)
+			copy(b.gathered[col:], x[:n])
+			subtract(b.gathered, row)
+			copy(x[:n], b.gathered[col:])
+		}
+		x, first = x[n:], first+n
+	}
+}
+
+// stored returns elements as they are in the source.
+func (r source) stored(b *scratch, first int64, n int) ([]float32, error) {
 	b.x = grow(b.x, n)
 	if !r.target.transposed {
 		return b.x, r.read(b, b.x, first)

@@ -9,6 +9,7 @@ import (
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/saferead"
 	"github.com/loratool/loratool/quant/block"
+	"github.com/loratool/loratool/quant/loftq"
 )
 
 // View is a quantized checkpoint, computed from its source when it is read. A
@@ -25,8 +26,15 @@ type View struct {
 	parts  map[string]part
 	order  []*target
 
+	// Threads is how many goroutines work on a weight that is quantized as a whole; 0
+	// stands for 1.
+	Threads int
+	// shift returns what is taken off a weight before it is quantized; nil for nothing.
+	shift func(*target) (loftq.Factors, error)
+
 	mu      sync.Mutex
-	current *scales // of the weight that was opened last
+	current *scales  // of the weight that was opened last
+	numbers *numbers // likewise, of one that is stored as plain numbers
 	figures map[*target]Figures
 }
 
@@ -57,6 +65,7 @@ const (
 	partMap
 	partState
 	partFormat
+	partNumbers
 )
 
 // Figures is what quantization did to one weight.
@@ -64,6 +73,7 @@ type Figures struct {
 	Tensor string
 	Shape  tensor.Shape
 	Bytes  int64   // of all its parts
+	Bits   float64 // per element, as its format stores it
 	AbsMax float64 // the largest magnitude
 	// Error is ||W - Q|| / ||W|| in the Frobenius norm, with Q the exact values of
 	// the codes, before they are rounded to the type they are computed with.
@@ -101,6 +111,10 @@ func (v *View) split(t *target) {
 		v.parts[name] = part{t, kind, spec}
 	}
 	name, rows := t.spec.Name, t.shape[0]
+	if t.bits > 0 {
+		add(partNumbers, name, t.dtype, t.spec.Shape...)
+		return
+	}
 	if v.format.kind == Int8 {
 		add(partCodes, name, tensor.I8, t.shape...)
 		add(partScales, t.module+".SCB", tensor.F32, rows)
@@ -142,6 +156,14 @@ func (v *View) unit(t *target) int64 {
 // units is how many scales a weight has.
 func (v *View) units(t *target) int64 { return ceilDiv(t.spec.NumElements(), v.unit(t)) }
 
+// kindOf names what a weight becomes.
+func (v *View) kindOf(t *target) string {
+	if t.bits > 0 {
+		return fmt.Sprintf("%s%d", v.format.kind.family(), t.bits)
+	}
+	return string(v.format.kind)
+}
+
 func ceilDiv(a, b int64) int64 { return a/b + min(a%b, 1) }
 
 // Specs returns the tensors in the order of the source, the parts of a weight where
@@ -163,6 +185,8 @@ func (v *View) Open(name string) (io.ReaderAt, error) {
 		return bytesReader(encodeFloats(table[:])), nil
 	case partFormat:
 		return bytesReader{rowFormat}, nil
+	case partNumbers:
+		return v.numbersOf(p.target), nil
 	}
 	s, err := v.scalesOf(p.target)
 	if err != nil {
@@ -212,8 +236,17 @@ func (v *View) note(t *target, f Figures) {
 // Memory bounds what the view allocates while jobs goroutines read it in order: the
 // scales of the largest weight and of its neighbour, and a segment for each reader.
 func (v *View) Memory(jobs int) int64 {
-	var units, segment int64
+	var units, segment, pairs, whole int64
 	for _, t := range v.order {
+		if t.pair != nil {
+			pairs = max(pairs, 2*4*t.pair.rank*(t.shape[0]+t.shape[1]))
+		}
+		if t.bits > 0 {
+			// A weight as numbers, quantized, and as bytes; its neighbour's bytes.
+			width := t.dtype.Bits() / 8
+			whole = max(whole, (4+4+2*width)*t.spec.NumElements())
+			continue
+		}
 		units = max(units, v.units(t))
 		n := min(segmentElements(t), t.spec.NumElements())
 		if t.transposed {
@@ -225,7 +258,7 @@ func (v *View) Memory(jobs int) int64 {
 	if v.format.double {
 		perUnit += 2*4 + 4 + 1
 	}
-	return 2*perUnit*units + int64(jobs)*segment*segmentBytes
+	return 2*perUnit*units + int64(jobs)*segment*segmentBytes + 2*pairs + whole
 }
 
 // segmentBytes is what a reader holds for each element of a segment: the number, what

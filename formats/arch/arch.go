@@ -24,6 +24,15 @@ func StoresConv1D(modelType, module string) bool {
 	return conv1D[modelType] && conv1DModules[module[strings.LastIndex(module, ".")+1:]]
 }
 
+// bodyPrefixes are what the names of the model without its head begin with, for the
+// types whose published files were saved without the head although their config
+// names it: base_model_prefix of transformers 5.23.
+var bodyPrefixes = map[string]string{"gpt2": "transformer.", "bloom": "transformer.", "opt": "model."}
+
+// BodyPrefix returns what files of a model type may leave out of the names that their
+// tensors have in memory, where there is a head; empty if it is nothing.
+func BodyPrefix(modelType string) string { return bodyPrefixes[modelType] }
+
 // transposedExperts are the model types that store stacked experts as
 // (experts, in, out).
 var transposedExperts = map[string]bool{"gpt_oss": true, "llama4": true, "llama4_text": true}

@@ -290,7 +290,11 @@ func (a *App) fill(ctx context.Context, m *merge.Merge, sink *checkpoint.Sink, c
 // commit puts the output in place. An old output that could not be removed
 // afterwards is worth a note, not a failure.
 func (a *App) commit(sink *checkpoint.Sink, metadata map[string]string) error {
-	err := sink.Commit(metadata)
+	return a.noteCleanup(sink.Commit(metadata))
+}
+
+// noteCleanup makes a note of an old output that could not be removed.
+func (a *App) noteCleanup(err error) error {
 	var left *fsatomic.CleanupError
 	if errors.As(err, &left) {
 		a.note("%v", left)

@@ -31,13 +31,14 @@ type quantizeFlags struct {
 	requantize   bool
 	shardSize    size
 	noProvenance bool
+	loftq        loftqFlags
 	run          runFlags
 }
 
 func (a *App) newQuantize() *cobra.Command {
 	var f quantizeFlags
 	cmd := &cobra.Command{
-		Use:   "quantize MODEL -o OUT --type TYPE",
+		Use:   "quantize MODEL -o OUT --type TYPE [--loftq --rank R --adapter-out DIR]",
 		Short: "Store the linear layers of a model in 4 or 8 bits",
 		Long: `Quantize the linear layers of a safetensors model to a format of bitsandbytes. The
 output is a folder that transformers loads with it as it is, as a base for QLoRA.
@@ -46,6 +47,7 @@ Examples:
   loratool quantize ./llama -o ./llama-nf4 --type nf4 --double-quant
   loratool quantize ./llama -o ./llama-int8 --type int8
   loratool quantize org/name -o ./out --type nf4 --skip vision_tower --dry-run
+  loratool quantize ./llama -o ./llama-nf4 --type nf4 --loftq --rank 16 --adapter-out ./loftq
 
 TYPE is nf4 (4-bit NormalFloat), fp4 (4-bit float) or int8 (LLM.int8). The bytes are
 those of the CUDA code of bitsandbytes, with one rounding where its binaries take an
@@ -55,6 +57,17 @@ Which layers are quantized is transformers' choice: linear ones, but not the hea
 embeddings, experts and routers. --dry-run prints it; --skip leaves out more. MODULE
 is the beginning or the end of a module's name, or a regular expression for its
 beginning.
+
+--loftq writes a LoRA adapter beside the model that makes up for what the quantizer
+took, and that a training starts from. Quantizing and decomposing what is left take
+turns, --iters times; the best turn is kept, and the factors are divided by the scale
+that the adapter applies, whatever --alpha is. --order svd-first takes the largest
+directions of a weight out before it is quantized at all, which is better the faster
+its spectrum decays. --stats weighs the input channels by their mean squared
+activations. The two outputs belong together: either appears only with the other.
+Types for --loftq alone are nf2, nf3, uniform2, uniform3 and uniform4 of the LoftQ
+paper; no library stores them, so their values are written as plain numbers of the
+type that the weights had. --bits gives layers widths of their own, likewise.
 
 Weights that are not finite, not floating-point or quantized already are errors.
 Nothing is written then. A run that was killed leaves a partial output beside OUT;
@@ -76,7 +89,7 @@ Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
 
 func (f *quantizeFlags) register(fs *pflag.FlagSet) {
 	fs.StringVarP(&f.output, "output", "o", "", "`OUT`, a folder or a .safetensors file, to write")
-	fs.StringVar(&f.kind, "type", "", "`TYPE` of the weights: nf4, fp4 or int8")
+	fs.StringVar(&f.kind, "type", "", "`TYPE` of the weights: nf4, fp4 or int8; with --loftq also nf2, nf3, uniform2, uniform3, uniform4")
 	fs.BoolVar(&f.doubleQuant, "double-quant", false, "store the scales of 4-bit blocks in 8 bits")
 	fs.IntVar(&f.blockSize, "blocksize", 0, "elements of a 4-bit block: `N` is 32, 64, ..., 4096 (default 64)")
 	fs.StringVar(&f.compute, "compute-dtype", "", "`TYPE` that 4-bit layers compute in: f32, f16 or bf16 (default: the model's own)")
@@ -85,6 +98,7 @@ func (f *quantizeFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.requantize, "requantize", false, "quantize what is quantized already")
 	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
+	f.loftq.register(fs)
 	f.run.register(fs)
 }
 
@@ -92,7 +106,14 @@ func (f *quantizeFlags) register(fs *pflag.FlagSet) {
 func (a *App) completeQuantize(cmd *cobra.Command) {
 	sizes := fixed("256MiB", "1GiB", "5GB")
 	for flag, complete := range map[string]completer{
-		"type":          fixed("nf4\t4-bit NormalFloat", "fp4\t4-bit float", "int8\tLLM.int8"),
+		"type":          fixed("nf4\t4-bit NormalFloat", "fp4\t4-bit float", "int8\tLLM.int8", "nf2", "nf3", "uniform2", "uniform3", "uniform4"),
+		"order":         fixed("quant-first", "svd-first"),
+		"iters":         fixed(),
+		"rank":          fixed(),
+		"alpha":         fixed(),
+		"bits":          fixed(),
+		"target":        fixed(),
+		"exclude":       fixed(),
 		"blocksize":     fixed("32", "64", "128", "256", "512", "1024", "2048", "4096"),
 		"compute-dtype": fixed("bf16\tbfloat16", "f16\tIEEE half", "f32\t32-bit"),
 		"quant-storage": fixed("uint8", "bf16", "f16", "f32"),
@@ -122,6 +143,9 @@ func (f *quantizeFlags) options() (quant.Options, error) {
 		return o, usagef("--shard-size: the output %q is one file", f.output)
 	}
 	var err error
+	if o.LoftQ, err = f.loftq.options(); err != nil {
+		return o, err
+	}
 	if o.ComputeDType, err = parseTorch("compute-dtype", f.compute); err != nil {
 		return o, err
 	}
@@ -159,6 +183,9 @@ func (a *App) runQuantize(ctx context.Context, f *quantizeFlags) error {
 	}
 	inputs := &mergeInputs{base: base, models: []*checkpoint.Model{base}}
 	defer inputs.close()
+	if opts.LoftQ != nil {
+		return a.runLoftQ(ctx, f, opts, inputs, engineOpts)
+	}
 	q, err := quant.Plan(base, opts)
 	if err != nil {
 		return asUsage(err)
@@ -213,7 +240,7 @@ func (a *App) writeQuantized(ctx context.Context, q *quant.Quantization, inputs 
 		}
 		return report, err
 	}
-	return report, a.commit(sink, q.Metadata(report.Hashes))
+	return report, a.commit(sink, q.SetHashes(report.Hashes))
 }
 
 // describeQuantization is the published form of a plan. Its steps are counted by what
@@ -225,8 +252,12 @@ func (a *App) describeQuantization(q *quant.Quantization, b engine.Allotment, re
 }
 
 // printQuantizePlan prints what --dry-run asks for.
-func (a *App) printQuantizePlan(q *quant.Quantization, b engine.Allotment, refusal error) error {
+func (a *App) printQuantizePlan(q *quant.Quantization, b engine.Allotment, refusal error, more ...*checkpoint.Layout) error {
 	doc := a.describeQuantization(q, b, refusal)
+	for _, l := range more {
+		doc.Outputs = append(doc.Outputs, outputsOf(l)...)
+		doc.OutputBytes += l.Size()
+	}
 	if a.json {
 		a.printJSON(doc)
 		return nil
@@ -244,7 +275,7 @@ func (a *App) printQuantizePlan(q *quant.Quantization, b engine.Allotment, refus
 	}
 	w.Flush() // a.out keeps what goes wrong
 	for _, t := range q.Targets() {
-		fmt.Fprintf(w, "  %s\t%s\t%s -> %s\t%s\n", oneLine(t.Tensor), t.Shape, t.DType, q.Type(), formatSize(t.Bytes))
+		fmt.Fprintf(w, "  %s\t%s\t%s -> %s\t%s\n", oneLine(t.Tensor), t.Shape, t.DType, t.Type, formatSize(t.Bytes))
 	}
 	w.Flush()
 	fmt.Fprintf(a.out, "tensors: %s\n", countList(doc.Steps))
@@ -296,22 +327,22 @@ func (a *App) printQuantizeReport(q *quant.Quantization, r engine.Report, verbos
 		Schema: "loratool.quantize/v1", Output: q.Layout.Path, Bytes: q.Layout.Size(), Decisions: decisionsOf(q.Plan),
 		Tensors: []quantizedJSON{}, Inputs: r.Hashes, Summary: quantizeSummary{Tensors: q.Counts()},
 	}
-	var norm, off, bytes, weights float64
+	var norm, off, bits, weights float64
 	for _, t := range q.View.Figures() {
 		n, _ := t.Shape.NumElements()
 		doc.Tensors = append(doc.Tensors, quantizedJSON{
-			t.Tensor, shapeOf(t.Shape), t.Bytes, number(t.AbsMax), number(t.Error), number(8 * float64(t.Bytes) / float64(n)),
+			t.Tensor, shapeOf(t.Shape), t.Bytes, number(t.AbsMax), number(t.Error), number(t.Bits),
 		})
 		norm += float64(t.Norm * t.Norm)
 		off += float64(t.Error * t.Error * t.Norm * t.Norm)
-		bytes += float64(t.Bytes)
+		bits += t.Bits * float64(n)
 		weights += float64(n)
 	}
 	if norm > 0 {
 		doc.Summary.Error = number(math.Sqrt(off / norm))
 	}
 	if weights > 0 {
-		doc.Summary.Bits = number(8 * bytes / weights)
+		doc.Summary.Bits = number(bits / weights)
 	}
 	if a.json {
 		a.printJSON(doc)

@@ -78,6 +78,16 @@ func (a *App) describe(p *plan.Plan, l *checkpoint.Layout, b engine.Allotment, r
 		}
 		doc.Inputs = append(doc.Inputs, j)
 	}
+	doc.Outputs = outputsOf(l)
+	if free, err := a.FS.Free(filepath.Dir(filepath.Clean(l.Path))); err == nil {
+		doc.FreeDisk = &free
+	}
+	return doc
+}
+
+// outputsOf lists the files of a layout.
+func outputsOf(l *checkpoint.Layout) []outputJSON {
+	var all []outputJSON
 	for i := range l.Files {
 		f := &l.Files[i]
 		o := outputJSON{Path: l.FilePath(f.Name), Bytes: f.Size(), Tensors: []tensorJSON{}}
@@ -89,15 +99,12 @@ func (a *App) describe(p *plan.Plan, l *checkpoint.Layout, b engine.Allotment, r
 				o.Tensors[i] = tensorJSON{t.Name, t.Type.String(), shapeOf(t.Shape)}
 			}
 		}
-		doc.Outputs = append(doc.Outputs, o)
+		all = append(all, o)
 	}
 	for _, s := range l.Sidecars {
-		doc.Outputs = append(doc.Outputs, outputJSON{Path: l.FilePath(s.Name), Bytes: s.Size, Tensors: []tensorJSON{}})
+		all = append(all, outputJSON{Path: l.FilePath(s.Name), Bytes: s.Size, Tensors: []tensorJSON{}})
 	}
-	if free, err := a.FS.Free(filepath.Dir(filepath.Clean(l.Path))); err == nil {
-		doc.FreeDisk = &free
-	}
-	return doc
+	return all
 }
 
 // shapeOf makes an empty list, not null, of a scalar's shape.
