@@ -33,6 +33,7 @@ peers: build
 	$(PYTHON) testdata/gen/extract_peers.py --loratool $(BIN)
 	$(PYTHON) testdata/gen/bnb_golden.py --check
 	$(PYTHON) testdata/gen/bnb_peers.py --loratool $(BIN)
+	$(PYTHON) testdata/gen/loftq_peers.py --loratool $(BIN)
 
 bench:
 	$(GO) run ./internal/bench $(ARGS)
