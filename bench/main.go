@@ -78,6 +78,7 @@ var figures = []figure{
 	{"svd", measureSVD},
 	{"warm", measureWarm},
 	{"exact", measureExact},
+	{"loftq", measureLoftQ},
 }
 
 func figureNames() []string {
