@@ -2,6 +2,7 @@
 # make test    every test; needs nothing but Go
 # make lint    gofmt, vet, staticcheck
 # make peers   regenerate the golden data with PEFT and compare live (needs Python)
+#              VLLM=, LLAMA=, LLAMA_BIN=: see testdata/gen/consumers.py, which says what it leaves unchecked without them
 # make bench   measure speed and memory against cp (docs/performance.md)
 # make bench-c measure kernels against OpenBLAS and torch (needs cgo; OPENBLAS=folder of the library)
 
@@ -31,6 +32,7 @@ lint:
 peers: build
 	$(PYTHON) testdata/gen/peers.py --loratool $(BIN)
 	$(PYTHON) testdata/gen/extract_peers.py --loratool $(BIN)
+	$(PYTHON) testdata/gen/consumers.py --loratool $(BIN) --vllm "$(VLLM)" --llama "$(LLAMA)" --llama-bin "$(LLAMA_BIN)"
 	$(PYTHON) testdata/gen/bnb_golden.py --check
 	$(PYTHON) testdata/gen/bnb_peers.py --loratool $(BIN)
 	$(PYTHON) testdata/gen/loftq_peers.py --loratool $(BIN)

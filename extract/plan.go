@@ -110,9 +110,12 @@ func (s *Survey) plan(store *Store, over int64) (*Extraction, error) {
 	x.Certificate.explain(x)
 	if s.gguf {
 		x.Layout, err = d.ggufLayout(x, w.specs)
-	} else {
-		x.Layout, err = d.layout(x, w.specs)
+		return x, err
 	}
+	if err := x.decideConsumers(); err != nil {
+		return nil, err
+	}
+	x.Layout, err = d.layout(x, w.specs)
 	return x, err
 }
 

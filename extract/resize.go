@@ -310,6 +310,9 @@ func (r *Resize) plan(over int64) (*Extraction, error) {
 	}
 	x.Certificate = r.certificate()
 	x.Certificate.explain(x)
+	if err := x.decideConsumers(); err != nil {
+		return nil, err
+	}
 	x.Layout, err = r.layout(x, specs)
 	return x, err
 }

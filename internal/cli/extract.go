@@ -95,7 +95,7 @@ form of PEFT can hold is an error that names it. --dry-run prints every choice.
 as it needs, --params and --size share one budget: the singular directions that
 carry most per parameter win, over all modules. --plain writes pairs of linear
 layers only, of one rank, as vLLM and llama.cpp read them, and names what it had to
-leave out.
+leave out and what they need or do not take.
 
 Of two GGUF models the output is a GGUF adapter, OUT.gguf, for llama.cpp. It holds
 factors only: changed norms and biases, and embedding and head unless --target names
