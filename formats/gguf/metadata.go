@@ -22,6 +22,12 @@ type pair struct {
 	value Value
 }
 
+// Pair is a key with its value.
+type Pair struct {
+	Key   string
+	Value Value
+}
+
 // Len returns the number of keys.
 func (m *Metadata) Len() int { return len(m.pairs) }
 
