@@ -98,7 +98,7 @@ func (f *file) tensors() ([]safetensors.Tensor, error) {
 	}
 	all := make([]safetensors.Tensor, 0, len(f.gguf.Tensors()))
 	for _, t := range f.gguf.Tensors() {
-		spec, err := storedSpec(t.Spec)
+		spec, err := StoredSpec(t.Spec)
 		if err != nil {
 			return nil, inputErrorf(f.path, "tensor %q: %w", t.Name, err)
 		}
@@ -107,9 +107,9 @@ func (f *file) tensors() ([]safetensors.Tensor, error) {
 	return all, nil
 }
 
-// storedSpec describes a tensor of GGUF in the words of the other containers. One
+// StoredSpec describes a tensor of GGUF in the words of the other containers. One
 // in blocks is rows of bytes.
-func storedSpec(s gguf.Spec) (tensor.Spec, error) {
+func StoredSpec(s gguf.Spec) (tensor.Spec, error) {
 	if d, ok := s.Type.DType(); ok {
 		return tensor.NewSpec(s.Name, d, s.Shape)
 	}

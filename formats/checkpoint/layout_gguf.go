@@ -87,7 +87,7 @@ type ggufLayout struct {
 func newGGUFFile(l *gguf.Layout, first bool) (*ggufLayout, error) {
 	g := &ggufLayout{Layout: l, first: first}
 	for _, t := range l.Tensors() {
-		spec, err := storedSpec(t.Spec)
+		spec, err := StoredSpec(t.Spec)
 		if err != nil {
 			return nil, fmt.Errorf("tensor %q: %w", t.Name, err)
 		}

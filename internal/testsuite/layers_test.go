@@ -32,6 +32,7 @@ var rooms = map[string]int{
 	"formats/arch":       1,
 	"formats/checkpoint": 2,
 	"quant/loftq":        2,
+	"quant/encode":       3,
 	"quant/mix":          2,
 	"formats/adapter":    4,
 	"plan":               5,
