@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/internal/fsatomic"
+	"github.com/loratool/loratool/quant/mix"
 )
 
 // The exit codes; help exit-codes prints them.
@@ -120,6 +121,10 @@ func hintsFor(err error) []string {
 	var exists *fsatomic.ExistsError
 	if errors.As(err, &exists) {
 		hints = append(hints, "--force replaces it once the new output is complete")
+	}
+	var quantizer *mix.RefusalError
+	if errors.As(err, &quantizer) {
+		hints = append(hints, refusalHints(quantizer)...)
 	}
 	var memory *engine.MemoryError
 	if errors.As(err, &memory) {

@@ -315,7 +315,11 @@ type mergeInputs struct {
 	base    *checkpoint.Model
 	models  []*checkpoint.Model
 	sources []merge.Source
+	others  []otherFile
 }
+
+// otherFile is an input beside the models, as it was opened.
+type otherFile struct{ path, identity string }
 
 func (in *mergeInputs) close() {
 	for _, m := range in.models {
@@ -327,6 +331,11 @@ func (in *mergeInputs) checkUnchanged() error {
 	for _, m := range in.models {
 		if err := m.CheckUnchanged(); err != nil {
 			return err
+		}
+	}
+	for _, o := range in.others {
+		if now, err := fileIdentity(o.path); err != nil || now != o.identity {
+			return &checkpoint.InputError{Path: o.path, Err: errors.New("the file changed while it was read")}
 		}
 	}
 	return nil
@@ -443,9 +452,15 @@ func (a *App) refusal(l *checkpoint.Layout, in *mergeInputs, force bool) error {
 	if err != nil {
 		return err
 	}
-	paths := make([]string, len(in.models))
-	for i, m := range in.models {
-		paths[i] = m.Path
+	var paths []string
+	for _, o := range in.others {
+		paths = append(paths, o.path)
+	}
+	for _, m := range in.models {
+		paths = append(paths, m.Path)
+		if m.GGUF() != nil {
+			paths = append(paths, m.GGUF().Paths()...) // one stands for all of a split model
+		}
 	}
 	if err := fsatomic.CheckInputs(a.FS, l.Path, paths...); err != nil {
 		return err

@@ -32,6 +32,7 @@ type quantizeFlags struct {
 	shardSize    size
 	noProvenance bool
 	loftq        loftqFlags
+	gguf         ggufFlags
 	run          runFlags
 }
 
@@ -39,22 +40,29 @@ func (a *App) newQuantize() *cobra.Command {
 	var f quantizeFlags
 	cmd := &cobra.Command{
 		Use:   "quantize MODEL -o OUT --type TYPE [--loftq --rank R --adapter-out DIR]",
-		Short: "Store the linear layers of a model in 4 or 8 bits",
-		Long: `Quantize the linear layers of a safetensors model to a format of bitsandbytes. The
-output is a folder that transformers loads with it as it is, as a base for QLoRA.
+		Short: "Store the weights of a model in fewer bits",
+		Long: `Quantize a GGUF model as llama.cpp does, or the linear layers of a safetensors model
+to a format of bitsandbytes. TYPE says which.
 
 Examples:
+  loratool quantize model-f16.gguf -o model-q4_k_m.gguf --type q4_k_m
+  loratool quantize model-f16.gguf -o out.gguf --type iq4_xs --imatrix imatrix.gguf --dry-run
   loratool quantize ./llama -o ./llama-nf4 --type nf4 --double-quant
-  loratool quantize ./llama -o ./llama-int8 --type int8
   loratool quantize org/name -o ./out --type nf4 --skip vision_tower --dry-run
   loratool quantize ./llama -o ./llama-nf4 --type nf4 --loftq --rank 16 --adapter-out ./loftq
 
-TYPE is nf4 (4-bit NormalFloat), fp4 (4-bit float) or int8 (LLM.int8). The bytes are
-those of the CUDA code of bitsandbytes, with one rounding where its binaries take an
-approximate reciprocal.
+GGUF: TYPE is any file type of llama.cpp that has encoders here: q8_0, q6_k, q5_k_m,
+q4_k_m, q3_k_l, q2_k, q4_0, iq4_nl, iq4_xs, tq1_0, mxfp4_moe, f16, bf16, f32 and more, or copy.
+The file is, byte for byte, that of llama-quantize (release v0.5.0, on x86-64); so it
+has no key for provenance. --dry-run prints the type of every tensor and why. TYPE of
+one tensor is that of ggml, as q5_K. OUT is a file, or a folder where the output is
+split (--keep-split, --shard-size, --shard-tensors).
 
-Which layers are quantized is transformers' choice: linear ones, but not the head,
-embeddings, experts and routers. --dry-run prints it; --skip leaves out more. MODULE
+Safetensors: TYPE is nf4 (4-bit NormalFloat), fp4 (4-bit float) or int8 (LLM.int8). The
+output is a folder that transformers loads as a base for QLoRA. The bytes are those of
+the CUDA code of bitsandbytes, with one rounding where its binaries take an approximate
+reciprocal. Which layers are quantized is transformers' choice: linear ones, but not the
+head, embeddings, experts and routers. --dry-run prints it; --skip leaves out more. MODULE
 is the beginning or the end of a module's name, or a regular expression for its
 beginning.
 
@@ -79,6 +87,14 @@ Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
 		ValidArgsFunction: a.models,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.model = args[0]
+			isGGUF, err := f.isGGUF(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			defer a.noteStop(cmd.Context())()
+			if isGGUF {
+				return a.runQuantizeGGUF(cmd.Context(), &f)
+			}
 			return a.runQuantize(cmd.Context(), &f)
 		},
 	}
@@ -88,17 +104,19 @@ Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
 }
 
 func (f *quantizeFlags) register(fs *pflag.FlagSet) {
-	fs.StringVarP(&f.output, "output", "o", "", "`OUT`, a folder or a .safetensors file, to write")
-	fs.StringVar(&f.kind, "type", "", "`TYPE` of the weights: nf4, fp4 or int8; with --loftq also nf2, nf3, uniform2, uniform3, uniform4")
+	fs.StringVarP(&f.output, "output", "o", "", "`OUT`, a folder, a .safetensors or a .gguf file, to write")
+	fs.StringVar(&f.kind, "type", "", "`TYPE` of the weights: nf4, fp4, int8 or, of GGUF, a file type such as q4_k_m; with --loftq also nf2, nf3, uniform2, uniform3, uniform4")
 	fs.BoolVar(&f.doubleQuant, "double-quant", false, "store the scales of 4-bit blocks in 8 bits")
 	fs.IntVar(&f.blockSize, "blocksize", 0, "elements of a 4-bit block: `N` is 32, 64, ..., 4096 (default 64)")
 	fs.StringVar(&f.compute, "compute-dtype", "", "`TYPE` that 4-bit layers compute in: f32, f16 or bf16 (default: the model's own)")
 	fs.StringVar(&f.storage, "quant-storage", "", "`TYPE` that 4-bit codes are stored as: uint8, or bf16, f16, f32 for FSDP (default uint8)")
 	fs.StringArrayVar(&f.skip, "skip", nil, "leave `MODULE` as it is; may be repeated")
 	fs.BoolVar(&f.requantize, "requantize", false, "quantize what is quantized already")
-	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
+	fs.BoolVar(&f.requantize, "allow-requantize", false, "the same, as llama-quantize calls it")
+	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB; of GGUF one file)")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
 	f.loftq.register(fs)
+	f.gguf.register(fs)
 	f.run.register(fs)
 }
 
@@ -106,21 +124,26 @@ func (f *quantizeFlags) register(fs *pflag.FlagSet) {
 func (a *App) completeQuantize(cmd *cobra.Command) {
 	sizes := fixed("256MiB", "1GiB", "5GB")
 	for flag, complete := range map[string]completer{
-		"type":          fixed("nf4\t4-bit NormalFloat", "fp4\t4-bit float", "int8\tLLM.int8", "nf2", "nf3", "uniform2", "uniform3", "uniform4"),
-		"order":         fixed("quant-first", "svd-first"),
-		"iters":         fixed(),
-		"rank":          fixed(),
-		"alpha":         fixed(),
-		"bits":          fixed(),
-		"target":        fixed(),
-		"exclude":       fixed(),
-		"blocksize":     fixed("32", "64", "128", "256", "512", "1024", "2048", "4096"),
-		"compute-dtype": fixed("bf16\tbfloat16", "f16\tIEEE half", "f32\t32-bit"),
-		"quant-storage": fixed("uint8", "bf16", "f16", "f32"),
-		"skip":          fixed(),
-		"memory":        sizes,
-		"shard-size":    sizes,
-		"jobs":          fixed(),
+		"type":                 fixed(quantizeTypes()...),
+		"blocksize":            fixed("32", "64", "128", "256", "512", "1024", "2048", "4096"),
+		"compute-dtype":        fixed("bf16\tbfloat16", "f16\tIEEE half", "f32\t32-bit"),
+		"quant-storage":        fixed("uint8", "bf16", "f16", "f32"),
+		"skip":                 fixed(),
+		"memory":               sizes,
+		"shard-size":           sizes,
+		"jobs":                 fixed(),
+		"tensor-type":          fixed(),
+		"output-tensor-type":   fixed(tensorTypes()...),
+		"token-embedding-type": fixed(tensorTypes()...),
+		"override-kv":          fixed(),
+		"shard-tensors":        fixed(),
+		"order":                fixed("quant-first", "svd-first"),
+		"iters":                fixed(),
+		"rank":                 fixed(),
+		"alpha":                fixed(),
+		"bits":                 fixed(),
+		"target":               fixed(),
+		"exclude":              fixed(),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
 			panic(err) // a flag that is not there
@@ -168,7 +191,6 @@ func parseTorch(flag, name string) (tensor.DType, error) {
 
 // runQuantize opens, plans, runs and commits.
 func (a *App) runQuantize(ctx context.Context, f *quantizeFlags) error {
-	defer a.noteStop(ctx)()
 	opts, err := f.options()
 	if err != nil {
 		return err
@@ -262,37 +284,13 @@ func (a *App) printQuantizePlan(q *quant.Quantization, b engine.Allotment, refus
 		a.printJSON(doc)
 		return nil
 	}
+	a.printInputsAndOutputs(doc)
 	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
-	for _, in := range doc.Inputs {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", in.Role, oneLine(in.Path), formatSize(in.Bytes))
-	}
-	for _, o := range doc.Outputs {
-		tensors := ""
-		if len(o.Tensors) > 0 {
-			tensors = fmt.Sprintf("\t%d tensors", len(o.Tensors))
-		}
-		fmt.Fprintf(w, "write\t%s\t%d bytes%s\n", oneLine(o.Path), o.Bytes, tensors)
-	}
-	w.Flush() // a.out keeps what goes wrong
 	for _, t := range q.Targets() {
 		fmt.Fprintf(w, "  %s\t%s\t%s -> %s\t%s\n", oneLine(t.Tensor), t.Shape, t.DType, t.Type, formatSize(t.Bytes))
 	}
-	w.Flush()
-	fmt.Fprintf(a.out, "tensors: %s\n", countList(doc.Steps))
-	for _, d := range doc.Decisions {
-		fmt.Fprintf(a.out, "decision: %s%s\n", oneLine(d.Message), tensorList(d.Tensors))
-	}
-	fmt.Fprintf(a.out, "peak memory %s, output %s", formatSize(doc.PeakMemory), formatSize(doc.OutputBytes))
-	if doc.FreeDisk != nil {
-		fmt.Fprintf(a.out, ", free disk %s", formatSize(*doc.FreeDisk))
-	}
-	fmt.Fprintln(a.out)
-	if refusal != nil {
-		fmt.Fprintf(a.out, "the run would stop: %s\n", doc.Refusal)
-		for _, h := range hintsFor(refusal) {
-			fmt.Fprintf(a.out, "hint: %s\n", oneLine(h))
-		}
-	}
+	w.Flush() // a.out keeps what goes wrong
+	a.printPlanEnd(doc, "tensors", refusal)
 	return nil
 }
 

@@ -149,6 +149,14 @@ func (a *App) printPlan(p *plan.Plan, l *checkpoint.Layout, b engine.Allotment, 
 		a.printJSON(doc)
 		return nil
 	}
+	a.printInputsAndOutputs(doc)
+	a.printTensorPlan(p)
+	a.printPlanEnd(doc, "steps", refusal)
+	return nil
+}
+
+// printInputsAndOutputs is the beginning of a plan.
+func (a *App) printInputsAndOutputs(doc planJSON) {
 	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
 	for _, in := range doc.Inputs {
 		weight := ""
@@ -165,8 +173,12 @@ func (a *App) printPlan(p *plan.Plan, l *checkpoint.Layout, b engine.Allotment, 
 		fmt.Fprintf(w, "write\t%s\t%d bytes%s\n", oneLine(o.Path), o.Bytes, tensors)
 	}
 	w.Flush() // a.out keeps what goes wrong
-	a.printTensorPlan(p)
-	fmt.Fprintf(a.out, "steps: %s\n", countList(doc.Steps))
+}
+
+// printPlanEnd is what follows the table of a plan. What is counted is steps or
+// tensors.
+func (a *App) printPlanEnd(doc planJSON, what string, refusal error) {
+	fmt.Fprintf(a.out, "%s: %s\n", what, countList(doc.Steps))
 	for _, d := range doc.Decisions {
 		fmt.Fprintf(a.out, "decision: %s%s\n", oneLine(d.Message), tensorList(d.Tensors))
 	}
@@ -181,7 +193,6 @@ func (a *App) printPlan(p *plan.Plan, l *checkpoint.Layout, b engine.Allotment, 
 			fmt.Fprintf(a.out, "hint: %s\n", oneLine(h))
 		}
 	}
-	return nil
 }
 
 // printTensorPlan lists the tensors that change, with what is done to them.
