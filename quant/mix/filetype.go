@@ -97,8 +97,8 @@ func lookUp(text string) (FileType, bool) {
 	if t, ok := aliases[name]; ok {
 		return t, true
 	}
-	for t, r := range recipes {
-		if r.name == name {
+	for t := range recipes {
+		if t.String() == name {
 			return t, true
 		}
 	}
@@ -107,13 +107,11 @@ func lookUp(text string) (FileType, bool) {
 
 // String returns the name that the reference's tool takes, as "Q4_K_M".
 func (t FileType) String() string {
-	switch r, ok := recipes[t]; {
-	case ok:
-		return r.name
-	case t == Copy:
+	if t == Copy {
 		return "COPY"
-	case t == nvfp4:
-		return "NVFP4"
+	}
+	if name, ok := gguf.FileTypeName(int64(t)); ok {
+		return name
 	}
 	return fmt.Sprintf("file type %d", uint32(t))
 }
