@@ -3,6 +3,8 @@
 # make lint    gofmt, vet, staticcheck
 # make peers   regenerate the golden data with PEFT and compare live (needs Python)
 #              VLLM=, LLAMA=, LLAMA_BIN=: see testdata/gen/consumers.py, which says what it leaves unchecked without them
+# make peers   regenerate the golden data with PEFT and compare live (needs Python;
+#              LLAMA_QUANTIZE=llama-quantize of llama.cpp v0.5.0 compares GGUF files, too)
 # make bench   measure speed and memory against cp (docs/performance.md)
 # make bench-c measure kernels against OpenBLAS and torch (needs cgo; OPENBLAS=folder of the library)
 
@@ -36,6 +38,8 @@ peers: build
 	$(PYTHON) testdata/gen/bnb_golden.py --check
 	$(PYTHON) testdata/gen/bnb_peers.py --loratool $(BIN)
 	$(PYTHON) testdata/gen/loftq_peers.py --loratool $(BIN)
+	@if [ -n "$(LLAMA_QUANTIZE)" ]; then $(PYTHON) testdata/gen/ggufquant_peers.py --loratool $(BIN) --quantize "$(LLAMA_QUANTIZE)"; \
+	else echo "GGUF: not compared; LLAMA_QUANTIZE=llama-quantize of llama.cpp v0.5.0"; fi
 
 bench:
 	$(GO) run ./internal/bench $(ARGS)

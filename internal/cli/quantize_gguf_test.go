@@ -11,10 +11,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/internal/fsatomic"
+	"github.com/loratool/loratool/internal/fsatomic/faultfs"
 )
 
 // digestModel is a model of testdata/golden/ggufquant: what it is made of, and what
@@ -336,5 +338,52 @@ func TestQuantizeGGUFDigests(t *testing.T) {
 	}
 	if len(equal) != 21 || len(doc.Cases) != 55 {
 		t.Errorf("%d cases of %d types: %v", len(doc.Cases), len(equal), slices.Sorted(maps.Keys(equal)))
+	}
+}
+
+// TestResumeGGUF takes the disk away at some calls in turn and goes on: the output, one
+// file or several, is that of a run that was not disturbed.
+func TestResumeGGUF(t *testing.T) {
+	dir, err := filepath.Abs(filepath.Join("..", "..", "testdata", "golden", "ggufquant"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, matrix := filepath.Join(dir, "source-f16.gguf"), filepath.Join(dir, "imatrix-legacy.dat")
+	for _, form := range []struct {
+		out  string
+		args []string
+	}{{"out.gguf", nil}, {"out", []string{"--shard-tensors", "5"}}} {
+		out := filepath.Join(t.TempDir(), form.out)
+		command := append([]string{"quantize", source, "-o", out, "--type", "q4_k_m", "--imatrix", matrix, "--jobs", "1"}, form.args...)
+		if code, _, stderr := runRecording(fsatomic.OS{}, command...); code != 0 {
+			t.Fatal(stderr)
+		}
+		want := read(t, out)
+		went := 0
+		for k := 1; ; k += 3 {
+			if err := os.RemoveAll(out); err != nil {
+				t.Fatal(err)
+			}
+			fsys := faultfs.New(fsatomic.OS{}, faultfs.FailFrom(k, syscall.EIO))
+			if code, _, _ := runRecording(fsys, command...); code == 0 {
+				break
+			}
+			if _, err := os.Stat(out); err == nil {
+				break // it was in place already
+			}
+			code, _, stderr := runRecording(fsatomic.OS{}, append(command, "--resume")...)
+			if code != 0 {
+				t.Fatalf("call %d: %s", k, stderr)
+			}
+			if strings.Contains(stderr, "going on after") {
+				went++
+			}
+			if got := read(t, out); !maps.Equal(got, want) {
+				t.Errorf("call %d: other bytes", k)
+			}
+		}
+		if went < 3 {
+			t.Errorf("went on %d times", went)
+		}
 	}
 }
