@@ -71,12 +71,12 @@ func TestImatrixGGUF(t *testing.T) {
 	m, err := openMatrix(matrixFile(t, matrixKeys(), []gguf.Spec{
 		spec("a.counts", gguf.F32, 3, 1), spec("other", gguf.F16, 4), spec("a.in_sum2", gguf.F32, 3, 2),
 		spec("b.in_sum2", gguf.F32, 2), spec("b.counts", gguf.F32, 1),
-	}, map[string][]float32{"a.in_sum2": {3, 9, 5, 7, 0, 10}, "a.counts": {3, 0.4, 3.5}, "b.in_sum2": {1, 2}, "b.counts": {8}}))
+	}, map[string][]float32{"a.in_sum2": {3, 5, 5, 7, 0, 10}, "a.counts": {3, 0.4, 3.5}, "b.in_sum2": {1, 2}, "b.counts": {8}}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	// 0.4 rounds to 0 and 3.5 to 4, as the reference rounds.
-	checkWeights(t, m, "a", 1, 3, 1, 1, 0, 2.5)
+	checkWeights(t, m, "a", 1, float32(5)/3, 1, 1, 0, 2.5)
 	checkWeights(t, m, "b", 0.125, 0.25)
 	if sizes := m.Sizes(); len(sizes) != 2 || sizes["a"] != 6 || sizes["b"] != 2 {
 		t.Errorf("sizes %v", sizes)
