@@ -3,8 +3,7 @@
 # make lint    gofmt, vet, staticcheck
 # make peers   regenerate the golden data with PEFT and compare live (needs Python)
 #              VLLM=, LLAMA=, LLAMA_BIN=: see testdata/gen/consumers.py, which says what it leaves unchecked without them
-# make peers   regenerate the golden data with PEFT and compare live (needs Python;
-#              LLAMA_QUANTIZE=llama-quantize of llama.cpp v0.5.0 compares GGUF files, too)
+#              LLAMA_QUANTIZE=llama-quantize of llama.cpp v0.5.0 compares GGUF files, too
 # make bench   measure speed and memory against cp (docs/performance.md)
 # make bench-c measure kernels against OpenBLAS and torch (needs cgo; OPENBLAS=folder of the library)
 
