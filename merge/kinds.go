@@ -22,6 +22,7 @@ var readers = map[string]func(*reader, *adapter.Target) error{
 	"VERA":             (*reader).vera,
 	"LN_TUNING":        (*reader).lnTuning,
 	"TRAINABLE_TOKENS": (*reader).tokens,
+	adapter.GGUFLoRA:   (*reader).gguf,
 }
 
 // reader reads the modules of one adapter into terms of the planner's entries.

@@ -136,6 +136,11 @@ func Plan(base *checkpoint.Model, sources []Source, o Options) (*Merge, error) {
 	if err := base.RefuseGGUF("a merge into"); err != nil {
 		return nil, err
 	}
+	for _, s := range sources {
+		if err := checkSameFormat(base, s.Adapter); err != nil {
+			return nil, err
+		}
+	}
 	p.addInput("base", base, 1)
 	if err := p.openBase(); err != nil {
 		return nil, err
@@ -335,7 +340,9 @@ func (p *planner) explain(a *adapter.Aligned) {
 	if a.From != a.To {
 		p.decide("prefix", fmt.Sprintf("the names of %s begin with %q where the base's begin with %q", name, a.From, a.To))
 	}
-	if len(a.Ignored) > 0 {
+	if len(a.Ignored) > 0 && a.IsGGUF() {
+		p.decide("norms-ignored", fmt.Sprintf("norms of %s, which llama.cpp loads and makes no use of", name), a.Ignored...)
+	} else if len(a.Ignored) > 0 {
 		p.decide("training-state-ignored", fmt.Sprintf("tensors of %s that a merge has no use for", name), a.Ignored...)
 	}
 	if len(a.Config.Unknown) > 0 {

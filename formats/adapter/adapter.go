@@ -90,8 +90,12 @@ func (e *TargetError) Hint() string {
 	return "either the file is incomplete, or the entry never matched a module in training; then take it out of adapter_config.json"
 }
 
-// Open parses the config and sorts the tensors of an opened adapter.
+// Open parses the config and sorts the tensors of an opened adapter, a folder of PEFT
+// or a GGUF file.
 func Open(m *checkpoint.Model) (*Adapter, error) {
+	if m.GGUF() != nil {
+		return openGGUF(m)
+	}
 	if m.Config == nil {
 		return nil, &checkpoint.InputError{Path: m.Path, Err: fmt.Errorf("no adapter_config.json: not a PEFT adapter folder")}
 	}

@@ -58,6 +58,9 @@ type Family struct {
 
 // Align finds the tensors of a base for every module of the adapter.
 func Align(a *Adapter, base Base, family Family) (*Aligned, error) {
+	if a.IsGGUF() {
+		return alignGGUF(a, base)
+	}
 	al := &aligner{adapter: a, base: base, family: family, below: make(map[string][]tensor.Spec)}
 	for _, spec := range base.Specs() {
 		parent := spec.Name[:max(strings.LastIndexByte(spec.Name, '.'), 0)]

@@ -110,18 +110,10 @@ func Open(ref string, cache hfrepo.Cache) (*Model, error) {
 	return open(ref, cache, openFolder)
 }
 
-// OpenAdapter opens a PEFT adapter folder: adapter_config.json and
-// adapter_model.safetensors.
+// OpenAdapter opens a PEFT adapter folder, adapter_config.json and
+// adapter_model.safetensors, or an adapter that is a GGUF file.
 func OpenAdapter(ref string, cache hfrepo.Cache) (*Model, error) {
-	m, err := open(ref, cache, openAdapterFolder)
-	if err != nil {
-		return nil, err
-	}
-	if err := m.RefuseGGUF("an adapter in"); err != nil {
-		m.Close()
-		return nil, err
-	}
-	return m, nil
+	return open(ref, cache, openAdapterFolder)
 }
 
 func open(ref string, cache hfrepo.Cache, folder func(*Model) error) (*Model, error) {

@@ -384,6 +384,9 @@ func (in *mergeInputs) open(f *mergeFlags, cache hfrepo.Cache) error {
 		if in.sources[i].Init, err = in.openAdapter(f.init[next], cache); err != nil {
 			return err
 		}
+		if err = in.sources[i].Init.Source.RefuseGGUF("an initial adapter in"); err != nil {
+			return err
+		}
 		next++
 	}
 	if next < len(f.init) {

@@ -131,6 +131,9 @@ func (a *App) runResize(ctx context.Context, f *resizeFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := source.Source.RefuseGGUF("an adapter in"); err != nil {
+		return err
+	}
 	if f.base != "" {
 		if r.base, err = checkpoint.Open(f.base, a.cache()); err != nil {
 			return err
