@@ -71,7 +71,13 @@ func (m *Merge) cardBody(b *bytes.Buffer, hashes map[string]string) {
 	if m.opts.DType != tensor.NoDType {
 		fmt.Fprintf(b, " to %s", m.opts.DType)
 	}
-	b.WriteString("; tensors without a change are copies.\n")
+	switch {
+	case m.opts.Encoding == nil:
+		b.WriteString("; tensors without a change are copies.\n")
+	default:
+		kind, _ := m.opts.Encoding.String("type")
+		fmt.Fprintf(b, "; the linear layers were then stored as %s.\n", kind)
+	}
 	if m.opts.NoProvenance || len(m.Plan.Decisions) == 0 {
 		return // decisions name the inputs
 	}

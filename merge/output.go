@@ -28,6 +28,7 @@ func (p *planner) layout(m *Merge) (*checkpoint.Layout, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.Sidecars = sidecars
 	return checkpoint.NewLayout(p.options.Output, specs, sidecars, checkpoint.Options{
 		ShardSize: p.options.ShardSize,
 		Metadata:  m.Metadata(nil),
@@ -160,6 +161,9 @@ func (m *Merge) provenance(hashes map[string]string) *strictjson.Object {
 	if m.opts.TrainedOn != "" {
 		options.Set("train_base", strictjson.NewString(m.opts.TrainedOn))
 	}
+	if m.opts.Encoding != nil {
+		options.Set("encoding", m.opts.Encoding.Value())
+	}
 	root.Set("options", options.Value())
 	var inputs []strictjson.Value
 	for _, in := range m.Plan.Inputs {
@@ -170,6 +174,16 @@ func (m *Merge) provenance(hashes map[string]string) *strictjson.Object {
 		root.Set("previous", strictjson.NewString(previous))
 	}
 	return root
+}
+
+// Unchanged reports whether a tensor of the output is the base's own.
+func (m *Merge) Unchanged(name string) bool {
+	for i := range m.Plan.Steps {
+		if s := &m.Plan.Steps[i]; s.Write.Tensor == name {
+			return s.Read.Input == 0 && s.Read.Tensor == name && len(s.Stages) == 0
+		}
+	}
+	return false
 }
 
 // SetHashes completes the card and the metadata with the hashes of the inputs.

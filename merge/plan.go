@@ -22,6 +22,7 @@ import (
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/strictjson"
 	"github.com/loratool/loratool/plan"
 )
 
@@ -39,7 +40,10 @@ type Options struct {
 	// TrainedOn names it, for provenance.
 	TrainBase checkpoint.Checkpoint
 	TrainedOn string
-	Version   string // of the tool, for provenance
+	// Encoding says how the result is stored by who reads it, for config and
+	// provenance: the output is then not what the layout of the merge says.
+	Encoding *strictjson.Object
+	Version  string // of the tool, for provenance
 }
 
 // Source is an adapter to merge.
@@ -55,10 +59,14 @@ type Merge struct {
 	Plan   *plan.Plan
 	Layout *checkpoint.Layout
 	Inputs []checkpoint.Checkpoint // by the plan's input numbers
-	base   *checkpoint.Model
-	from   []Source
-	opts   Options
-	final  map[string]string // hashes once known, by path
+	// Config is that of the output; Sidecars are the files beside its weights.
+	Config   hfrepo.Config
+	Sidecars []checkpoint.Sidecar
+
+	base  *checkpoint.Model
+	from  []Source
+	opts  Options
+	final map[string]string // hashes once known, by path
 }
 
 // planner is the state of one call of Plan.
@@ -163,7 +171,7 @@ func Plan(base *checkpoint.Model, sources []Source, o Options) (*Merge, error) {
 	if err := p.build(); err != nil {
 		return nil, err
 	}
-	m := &Merge{Plan: p.plan, Inputs: p.inputs, base: base, from: sources, opts: o}
+	m := &Merge{Plan: p.plan, Inputs: p.inputs, Config: p.config, base: base, from: sources, opts: o}
 	layout, err := p.layout(m)
 	if err != nil {
 		return nil, err

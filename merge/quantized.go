@@ -42,9 +42,12 @@ func (p *planner) restore() error {
 		slices.Sort(others)
 		out := p.restoredDType()
 		p.config.SetDType(out)
+		then := fmt.Sprintf("written as %s, and quantization_config is left out", out)
+		if p.options.Encoding != nil {
+			then = fmt.Sprintf("%s when they are stored again", out)
+		}
 		p.decide("quantized-restored", fmt.Sprintf(
-			"the base stores %s of bitsandbytes: its weights are what those stand for, written as %s, and quantization_config is left out",
-			strings.Join(others, " and "), out))
+			"the base stores %s of bitsandbytes: its weights are what those stand for, %s", strings.Join(others, " and "), then))
 	}
 	if p.restored {
 		p.config.DropQuantization()

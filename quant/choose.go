@@ -44,6 +44,7 @@ const (
 	isRouter    = "router"
 	isAttention = "attention"
 	isFP32      = "fp32"
+	isInBase    = "in-base"
 )
 
 // reasons explain them, in the order in which they are printed.
@@ -55,6 +56,7 @@ var reasons = []struct{ reason, text string }{
 	{isAttention, "the output of nn.MultiheadAttention is kept as it is: bitsandbytes replaces plain linear layers only"},
 	{isFP32, "kept as they are: transformers keeps these layers of the model type in 32 bits"},
 	{isSkipped, "kept as they are, as asked for"},
+	{isInBase, "kept as they are: the base does not quantize them"},
 }
 
 // embeddingNames are the last components of the names of embeddings that do not say
@@ -86,19 +88,24 @@ var inFP32 = map[string][]string{
 // choose sorts the matrices of the model into targets and what is kept.
 func (p *planner) choose() error {
 	names := func(yield func(string) bool) {
-		for _, s := range p.base.Specs() {
+		for _, s := range p.source.Specs() {
 			if !yield(s.Name) {
 				return
 			}
 		}
 	}
 	embedding, head, _ := arch.Embeddings(names, p.config.Architecture())
-	for _, s := range p.base.Specs() {
+	inBase := p.inBase()
+	for _, s := range p.source.Specs() {
 		module, ok := strings.CutSuffix(s.Name, weightSuffix)
 		if !ok || len(s.Shape) != 2 {
 			continue
 		}
-		if reason := p.keep(module, s.Name == embedding, s.Name == head); reason != "" {
+		reason := p.keep(module, s.Name == embedding, s.Name == head)
+		if reason == "" && inBase != nil && !inBase[s.Name] {
+			reason = isInBase
+		}
+		if reason != "" {
 			p.kept = append(p.kept, keptModule{module, reason})
 			continue
 		}
@@ -128,10 +135,14 @@ func (p *planner) choose() error {
 	return nil
 }
 
+// has reports whether there is a tensor.
+func (p *planner) has(name string) bool {
+	return slices.ContainsFunc(p.source.Specs(), func(s tensor.Spec) bool { return s.Name == name })
+}
+
 // keep says why a module is left alone; empty if it is not.
 func (p *planner) keep(module string, embedding, head bool) string {
 	last := module[strings.LastIndex(module, ".")+1:]
-	_, attention := p.base.Lookup(strings.TrimSuffix(module, "out_proj") + "in_proj_weight")
 	switch {
 	case slices.ContainsFunc(p.skip, func(m matcher) bool { return m.matches(module) }):
 		return isSkipped
@@ -143,7 +154,7 @@ func (p *planner) keep(module string, embedding, head bool) string {
 		return isExpert
 	case routerNames[last] || strings.Contains(module, ".router."):
 		return isRouter
-	case last == "out_proj" && attention:
+	case last == "out_proj" && p.has(strings.TrimSuffix(module, "out_proj")+"in_proj_weight"):
 		return isAttention
 	}
 	for _, name := range inFP32[p.config.ModelType()] {
@@ -156,7 +167,7 @@ func (p *planner) keep(module string, embedding, head bool) string {
 
 // checkSource refuses what bitsandbytes can't quantize.
 func (p *planner) checkSource(s tensor.Spec) error {
-	if d, ok := p.base.Derived(s.Name); ok && !p.options.Requantize {
+	if d, ok := p.base.Derived(s.Name); ok && !p.options.Requantize && p.options.From == nil {
 		return p.errorf("tensor %q is quantized already, as %s: quantizing what is left of it loses once more", s.Name, d.Kind)
 	}
 	if block.TorchName(s.DType) == "" {
@@ -173,7 +184,7 @@ func (p *planner) checkSource(s tensor.Spec) error {
 
 // explain records the choice.
 func (p *planner) explain() {
-	if kinds := p.base.Quantization(); len(kinds) > 0 {
+	if len(p.quantized()) > 0 {
 		p.decide("requantized", "the weights are quantized already: what they stand for is quantized once more, as asked for")
 	}
 	var targets, turned []string

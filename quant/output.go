@@ -1,6 +1,7 @@
 package quant
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -27,7 +28,7 @@ func (p *planner) layout(q *Quantization) (*checkpoint.Layout, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !strings.HasSuffix(p.options.Output, ".safetensors") {
+	if p.options.From == nil && !strings.HasSuffix(p.options.Output, ".safetensors") {
 		sidecars = append(sidecars, checkpoint.Sidecar{
 			Name: "README.md", Data: q.card(nil), Final: func() []byte { return q.card(q.final) },
 		})
@@ -52,6 +53,9 @@ func (p *planner) sidecars() ([]checkpoint.Sidecar, error) {
 		return nil, nil
 	}
 	var all []checkpoint.Sidecar
+	if p.options.From != nil {
+		return p.sidecarsOf(p.options.From)
+	}
 	if p.base.Config != nil && p.options.plainNumbers() {
 		plain := p.config.Clone()
 		plain.DropQuantization()
@@ -71,6 +75,21 @@ func (p *planner) sidecars() ([]checkpoint.Sidecar, error) {
 		all = append(all, checkpoint.Sidecar{Name: f.Name, Source: f.Path, Size: f.Size})
 		if strings.HasSuffix(f.Name, ".py") {
 			p.decide("custom-code", "custom code of the base is copied and runs when the model is loaded with trust_remote_code", f.Name)
+		}
+	}
+	return all, nil
+}
+
+// sidecarsOf are those of a source, with the config of what it becomes.
+func (p *planner) sidecarsOf(s *Source) ([]checkpoint.Sidecar, error) {
+	all := slices.Clone(s.Sidecars)
+	for i := range all {
+		if all[i].Name == "config.json" {
+			config, err := p.newConfig()
+			if err != nil {
+				return nil, err
+			}
+			all[i] = checkpoint.Sidecar{Name: "config.json", Data: append(config.Encode("  "), '\n')}
 		}
 	}
 	return all, nil
@@ -144,6 +163,9 @@ func (q *Quantization) SetHashes(hashes map[string]string) map[string]string {
 // and what was done with which bytes. Hashes are by path; nil leaves placeholders of
 // the same length.
 func (q *Quantization) Metadata(hashes map[string]string) map[string]string {
+	if q.opts.From != nil {
+		return q.opts.From.Metadata(hashes)
+	}
 	all := make(map[string]string)
 	for k, v := range q.base.Metadata() {
 		if k != provenanceKey {
@@ -171,6 +193,14 @@ func (q *Quantization) provenance(hashes map[string]string) *strictjson.Object {
 		root.Set("previous", strictjson.NewString(previous))
 	}
 	return root
+}
+
+// Provenance is what an output says of the options.
+func (o Options) Provenance() *strictjson.Object {
+	if o.Type.inBlocks() {
+		o.BlockSize = cmp.Or(o.BlockSize, DefaultBlockSize)
+	}
+	return o.describe()
 }
 
 // describe lists the options that were given.

@@ -68,6 +68,22 @@ type Options struct {
 	Version      string // of the tool, for provenance
 	// LoftQ asks for an adapter that makes up for the quantization; see [PlanLoftQ].
 	LoftQ *LoftQ
+	From  *Source // nil for the model itself
+}
+
+// Source is what takes the place of a model's own tensors: a merge into it, computed
+// while it is read.
+type Source struct {
+	Tensors checkpoint.Checkpoint
+	Config  hfrepo.Config // as it has become, not quantized
+	// Sidecars are the files beside the weights, config.json among them.
+	Sidecars []checkpoint.Sidecar
+	// Unchanged says of a tensor that it is the model's own. It is then copied as it is
+	// stored, if it is stored in the format of the output.
+	Unchanged func(name string) bool
+	// Metadata is that of the weight files, by the hashes of the inputs; nil leaves
+	// placeholders.
+	Metadata func(hashes map[string]string) map[string]string
 }
 
 // OptionError names an option that does not fit.
@@ -89,6 +105,7 @@ type Quantization struct {
 // planner is the state of one call of Plan.
 type planner struct {
 	base    *checkpoint.Model
+	source  checkpoint.Checkpoint // of what is quantized
 	config  hfrepo.Config
 	options Options
 	skip    []matcher
@@ -112,7 +129,7 @@ func Plan(base *checkpoint.Model, o Options) (*Quantization, error) {
 
 // newPlanner decides which weights become what.
 func newPlanner(base *checkpoint.Model, o Options) (*planner, error) {
-	p := &planner{base: base, config: hfrepo.NewConfig(base.Config), options: o, plan: &plan.Plan{Unhashed: o.NoProvenance}}
+	p := startPlanner(base, o)
 	if base.IsAdapter() {
 		return nil, p.errorf("it is an adapter, not a model to quantize")
 	}
@@ -125,7 +142,7 @@ func newPlanner(base *checkpoint.Model, o Options) (*planner, error) {
 	if err := p.checkOptions(); err != nil {
 		return nil, err
 	}
-	if q := p.config.Quantization(); q != nil && len(base.Quantization()) == 0 {
+	if q := p.config.Quantization(); q != nil && len(p.quantized()) == 0 {
 		method, _, _ := q.OptString("quant_method")
 		return nil, p.errorf("its config says that it is quantized already (%q)", method)
 	}
@@ -160,6 +177,23 @@ func (p *planner) finish() (*Quantization, error) {
 	}
 	q.Layout = layout
 	return q, nil
+}
+
+func startPlanner(base *checkpoint.Model, o Options) *planner {
+	p := &planner{base: base, source: base, config: hfrepo.NewConfig(base.Config), options: o, plan: &plan.Plan{Unhashed: o.NoProvenance}}
+	if o.From != nil {
+		p.source, p.config = o.From.Tensors, o.From.Config
+	}
+	return p
+}
+
+// quantized counts the tensors that are codes already. What a merge makes are numbers,
+// whatever it was made of.
+func (p *planner) quantized() map[string]int {
+	if p.options.From != nil {
+		return nil
+	}
+	return p.base.Quantization()
 }
 
 func (p *planner) errorf(format string, args ...any) error {
@@ -273,7 +307,7 @@ func (q *Quantization) Counts() map[string]int {
 	for _, t := range q.View.order {
 		counts[q.View.kindOf(t)]++
 	}
-	if copied := len(q.base.Specs()) - n; copied > 0 {
+	if copied := len(q.View.source.Specs()) - n; copied > 0 {
 		counts["copy"] = copied
 	}
 	return counts

@@ -795,3 +795,49 @@ func TestSizes(t *testing.T) {
 		}
 	}
 }
+
+// TestFrom guards what is stored of a merge into a base in the same format: what the
+// merge leaves alone has the bytes it had, parameters are the base's, and what changes
+// is quantized like a model in 16 bits.
+func TestFrom(t *testing.T) {
+	const changed = "model.layers.0.self_attn.q_proj.weight"
+	for _, c := range []struct {
+		dir  string
+		kind quant.Type
+	}{{"llama-nf4-double", quant.NF4}, {"llama-fp4-storage", quant.FP4}, {"llama-int8", quant.Int8}} {
+		base := open(t, filepath.Join(golden, c.dir))
+		o := quant.Inherit(base, c.kind)
+		o.Output = filepath.Join(t.TempDir(), "out")
+		again := o
+		again.Requantize = true
+		config := hfrepo.NewConfig(base.Config).Clone()
+		config.DropQuantization()
+		o.From = &quant.Source{
+			Tensors: base, Config: config, Unchanged: func(name string) bool { return name != changed },
+			Metadata: func(map[string]string) map[string]string { return nil },
+		}
+		q, err := quant.Plan(base, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		twin, err := quant.Plan(base, again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := len(q.View.Specs()), len(base.RawSpecs()); got != want {
+			t.Errorf("%s: %d tensors, the base has %d", c.dir, got, want)
+		}
+		for _, s := range q.View.Specs() {
+			var want opener = base.Stored()
+			if strings.HasPrefix(s.Name, strings.TrimSuffix(changed, "weight")) {
+				want = twin.View
+			}
+			if !bytes.Equal(readAll(t, q.View, s), readAll(t, want, s)) {
+				t.Errorf("%s: %s has other bytes", c.dir, s.Name)
+			}
+		}
+		if got := len(q.View.Figures()); got != 1 {
+			t.Errorf("%s: figures of %d weights, want those of the one that changes", c.dir, got)
+		}
+	}
+}

@@ -4,11 +4,9 @@ import (
 	"io"
 
 	"github.com/loratool/loratool/formats/checkpoint"
-	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/saferead"
-	"github.com/loratool/loratool/plan"
 	"github.com/loratool/loratool/quant/block"
 )
 
@@ -22,7 +20,7 @@ var _ checkpoint.Checkpoint = (*RoundTrip)(nil)
 // NewRoundTrip decides like [Plan], with which it shares the options; nothing is
 // written.
 func NewRoundTrip(base *checkpoint.Model, o Options) (*RoundTrip, error) {
-	p := &planner{base: base, config: hfrepo.NewConfig(base.Config), options: o, plan: new(plan.Plan)}
+	p := startPlanner(base, o)
 	if err := base.RefuseGGUF("a quantization for bitsandbytes from"); err != nil {
 		return nil, err
 	}

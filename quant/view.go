@@ -25,6 +25,7 @@ type View struct {
 	specs  []tensor.Spec
 	parts  map[string]part
 	order  []*target
+	kept   map[*target]checkpoint.Checkpoint // whose parts are copied from where they are stored
 
 	// Threads is how many goroutines work on a weight that is quantized as a whole; 0
 	// stands for 1.
@@ -84,16 +85,22 @@ type Figures struct {
 
 func newView(p *planner) *View {
 	v := &View{
-		source: p.base, path: p.base.Path, parts: make(map[string]part), order: p.targets, figures: make(map[*target]Figures),
+		source: p.source, path: p.base.Path, parts: make(map[string]part), order: p.targets, figures: make(map[*target]Figures),
+		kept:   make(map[*target]checkpoint.Checkpoint),
 		format: format{p.options.Type, p.options.BlockSize, p.options.DoubleQuant, p.options.Storage},
 	}
 	targets := make(map[string]*target)
 	for _, t := range p.targets {
 		targets[t.spec.Name] = t
 	}
-	for _, s := range p.base.Specs() {
+	for _, s := range p.source.Specs() {
 		if t, ok := targets[s.Name]; ok {
+			first := len(v.specs)
 			v.split(t)
+			if stored, ok := p.storedAs(t, v.specs[first:]); ok {
+				v.kept[t] = p.base.Stored()
+				copy(v.specs[first:], stored)
+			}
 			continue
 		}
 		v.specs = append(v.specs, s)
@@ -175,6 +182,9 @@ func (v *View) Open(name string) (io.ReaderAt, error) {
 	p, ok := v.parts[name]
 	if !ok {
 		return v.source.Open(name)
+	}
+	if stored, ok := v.kept[p.target]; ok {
+		return stored.Open(name)
 	}
 	switch p.kind {
 	case partNestedMap:

@@ -21,6 +21,7 @@ import (
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/fsatomic"
 	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/verify"
 )
 
@@ -33,11 +34,15 @@ type mergeFlags struct {
 	dtype        string
 	moeBLayout   string
 	trainBase    string
+	kind         string
+	doubleQuant  bool
+	blockSize    int
 	shardSize    size
 	mhaFormula   bool
 	noProvenance bool
 	verify       bool
 	run          runFlags
+	set          *pflag.FlagSet // which flags were given
 }
 
 // runFlags are the flags of every command that writes.
@@ -109,6 +114,7 @@ Examples:
   loratool merge --base ./llama --adapter ./lora -o ./merged --dry-run
   loratool merge --base ./base.safetensors --adapter ./lora -o ./merged.safetensors --dtype bf16
   loratool merge --base ./llama --adapter ./qlora -o ./merged --train-base nf4-dq
+  loratool merge --base ./llama-nf4 --adapter ./qlora -o ./merged-nf4 --type nf4
 
 BASE is a model folder, a .safetensors file, or a repository id in the local hub
 cache. ADAPTER is a PEFT adapter folder, PATH@WEIGHT with a weight other than 1.
@@ -122,6 +128,9 @@ inputs and options give the same bytes, for any --jobs and any --memory.
 Whatever has no place is an error: a tensor of the adapter without a target, a
 target without a tensor, half a pair, a rank that contradicts the config, a value
 that is not finite. Nothing is written then.
+
+--type stores the result in 4 or 8 bits, as quantize would, without writing it in 16
+bits first: what does not change of a base in the same format is copied as it is.
 
 A run that was killed leaves a partial output beside OUT; the same command with
 --resume goes on from it.
@@ -137,6 +146,7 @@ Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
 }
 
 func (f *mergeFlags) register(fs *pflag.FlagSet) {
+	f.set = fs
 	fs.StringVar(&f.base, "base", "", "`MODEL` to merge into: folder, file or cached repository id")
 	fs.StringArrayVar(&f.adapters, "adapter", nil, "adapter `FOLDER`, or FOLDER@WEIGHT; may be repeated")
 	fs.StringArrayVar(&f.init, "init-adapter", nil, "`FOLDER` of the adapter as it was before training, when making it changed the base (PiSSA, CorDA, LoRA-GA, ...)")
@@ -145,6 +155,9 @@ func (f *mergeFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
 	fs.StringVar(&f.moeBLayout, "moe-b-layout", "auto", "`ORDER` of lora_B for stacked experts: rank (PEFT), expert (Unsloth) or auto (by the adapter's marks)")
 	fs.StringVar(&f.trainBase, "train-base", "", "merge into the base as quantization to `TYPE` leaves it, as QLoRA trained it: nf4, nf4-dq, fp4, fp4-dq or int8 (default: into the base as it is)")
+	fs.StringVar(&f.kind, "type", "", "`TYPE` to store the result in: nf4, fp4 or int8 of bitsandbytes (default: 16 or 32 bits)")
+	fs.BoolVar(&f.doubleQuant, "double-quant", false, "of --type nf4 and fp4: store the scales in 8 bits (default: as in a base of the type)")
+	fs.IntVar(&f.blockSize, "blocksize", 0, "of --type nf4 and fp4: elements of a block, `N` is 32, 64, ..., 4096 (default: as in a base of the type, or 64)")
 	fs.BoolVar(&f.mhaFormula, "mha-formula", false, "apply the change of an attention's out_proj once; PEFT trains with it applied twice")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
 	fs.BoolVar(&f.verify, "verify", false, "compute everything again in float64 and compare before the output appears")
@@ -177,6 +190,9 @@ func (f *mergeFlags) options() (merge.Options, error) {
 	if err := checkTrainBase(f.trainBase); err != nil {
 		return o, err
 	}
+	if err := f.checkEncoding(); err != nil {
+		return o, err
+	}
 	switch f.moeBLayout {
 	case "auto":
 	case "rank", "expert":
@@ -185,6 +201,24 @@ func (f *mergeFlags) options() (merge.Options, error) {
 		return o, usagef("--moe-b-layout: %q is not rank, expert or auto", f.moeBLayout)
 	}
 	return o, nil
+}
+
+// checkEncoding refuses flags that do not go with the way the result is stored.
+func (f *mergeFlags) checkEncoding() error {
+	fourBit := f.kind == string(quant.NF4) || f.kind == string(quant.FP4)
+	for _, name := range []string{"double-quant", "blocksize"} {
+		if f.set.Changed(name) && !fourBit {
+			return usagef("--%s: only --type nf4 and fp4 have it", name)
+		}
+	}
+	switch {
+	case f.kind != "" && f.trainBase != "":
+		return usageHint("loratool quantize BASE -o Q --type "+f.kind+"; loratool merge --base Q ... --type "+f.kind,
+			"--train-base and --type exclude each other: merge into the quantized base itself")
+	case f.kind != "" && f.verify:
+		return usagef("--verify: what is stored as %s is not compared with an exact merge; leave out --type, or --verify", f.kind)
+	}
+	return nil
 }
 
 // runMerge opens, plans, runs and commits.
@@ -203,6 +237,9 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 		return err
 	}
 	defer inputs.close()
+	if f.kind != "" {
+		return a.runMergeBNB(ctx, f, inputs, opts, engineOpts)
+	}
 	trip, err := simulateTraining(inputs.base, f.trainBase, &opts)
 	if err != nil {
 		return err
@@ -348,7 +385,8 @@ func (in *mergeInputs) identity(f *mergeFlags) string {
 	for i, s := range in.sources {
 		weights[i] = s.Weight
 	}
-	return identityOf("merge", []any{o, weights, f.trainBase}, in.models)
+	encoding := []any{f.kind, f.doubleQuant, f.set.Changed("double-quant"), f.blockSize}
+	return identityOf("merge", []any{o, weights, f.trainBase, encoding}, in.models)
 }
 
 // openInputs opens the base and the adapters; on an error nothing stays open.

@@ -297,10 +297,7 @@ func (a *App) printReport(m *merge.Merge, r mergeReport, verbose bool) error {
 		Summary: summarize(m.Plan, r.Report), TrainBase: r.trained,
 	}
 	for _, t := range r.Tensors {
-		doc.Tensors = append(doc.Tensors, reportJSON{
-			t.Tensor, shapeOf(t.Shape), t.DType,
-			number(t.BaseNorm), number(t.DeltaNorm), number(t.RoundingNorm), number(t.Survival),
-		})
+		doc.Tensors = append(doc.Tensors, reportOf(t))
 	}
 	if v := r.verified; v != nil {
 		doc.Verified = &verifiedJSON{v.Copied, v.Computed, v.Values, v.Nearest}
@@ -317,6 +314,13 @@ func (a *App) printReport(m *merge.Merge, r mergeReport, verbose bool) error {
 		a.printSummary(doc)
 	}
 	return nil
+}
+
+func reportOf(t engine.TensorReport) reportJSON {
+	return reportJSON{
+		t.Tensor, shapeOf(t.Shape), t.DType,
+		number(t.BaseNorm), number(t.DeltaNorm), number(t.RoundingNorm), number(t.Survival),
+	}
 }
 
 // printTensorReport is the table of --verbose.
@@ -377,7 +381,12 @@ func summarize(p *plan.Plan, r engine.Report) summaryJSON {
 func percent(share number) string { return extract.Percent(float64(share)) }
 
 // survived writes how much of a change is left, which may be a little more than all.
-func survived(share number) string { return fmt.Sprintf("%.2f%%", 100*share) }
+func survived(share number) string {
+	if math.IsNaN(float64(share)) {
+		return "-" // not measured
+	}
+	return fmt.Sprintf("%.2f%%", 100*share)
+}
 
 // ratio writes a/b, or a dash where it says nothing.
 func ratio(a, b number) string {
