@@ -37,6 +37,11 @@ type GGUFOptions struct {
 	// Split cuts the output anew. At most one may be set, and Output is a folder then.
 	KeepSplit bool
 	Split     *gguf.SplitOptions
+	// Changed has tensors that take the place of the model's own of the same names and
+	// shapes, as numbers: what a merge makes. With Keep, order, keys and types of all
+	// tensors stay as they are, without a mix.
+	Changed checkpoint.Checkpoint
+	Keep    bool
 }
 
 // GGUF is the quantization of a GGUF model decided: a plan, the place of every output
@@ -94,13 +99,15 @@ func (p *ggufPlanner) sort() {
 	}
 	for _, t := range set.Tensors() {
 		s := t.Spec
-		s.Shape = gguf.TrimShape(s.Shape)
+		if !p.options.Keep {
+			s.Shape = gguf.TrimShape(s.Shape)
+		}
 		p.tensors = append(p.tensors, s)
 		if p.counts != nil {
 			p.counts[t.File]++
 		}
 	}
-	if p.counts == nil {
+	if p.counts == nil && !p.options.Keep {
 		mix.Sort(p.tensors)
 	}
 }
@@ -109,6 +116,9 @@ func (p *ggufPlanner) sort() {
 // those that the mix sets.
 func (p *ggufPlanner) setKeys() error {
 	p.keys = p.base.GGUF().Metadata()
+	if p.options.Keep {
+		return nil
+	}
 	known := p.keys.Clone()
 	for _, k := range p.options.Keys {
 		known.Set(k.Key, k.Value)
@@ -125,6 +135,9 @@ func (p *ggufPlanner) decide(q *GGUF) error {
 	o := p.options.Mix
 	if p.options.Matrix != nil {
 		o.Matrix = p.options.Matrix.Sizes()
+	}
+	if p.options.Keep {
+		return p.keep(q)
 	}
 	var refusal *mix.RefusalError
 	m, err := mix.Plan(p.model, p.tensors, o)
@@ -167,7 +180,7 @@ func (p *ggufPlanner) place(q *GGUF) error {
 		}
 	}
 	var err error
-	if q.View, err = encode.New(&partlyStored{p.base, p.base.Stored(), encoded}, p.base.Path, targets); err != nil {
+	if q.View, err = encode.New(p.sources(encoded), p.base.Path, targets); err != nil {
 		return &checkpoint.InputError{Path: p.base.Path, Err: err}
 	}
 	p.finishKeys(q.Mix)
@@ -189,7 +202,9 @@ func (p *ggufPlanner) place(q *GGUF) error {
 // finishKeys leaves the keys as the reference does: what the mix sets behind all others,
 // then what was asked for, then the importance matrix.
 func (p *ggufPlanner) finishKeys(m *mix.Mix) {
-	m.SetKeys(p.keys)
+	if !p.options.Keep {
+		m.SetKeys(p.keys)
+	}
 	for _, k := range p.options.Keys {
 		p.keys.Set(k.Key, k.Value)
 	}

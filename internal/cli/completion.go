@@ -72,7 +72,7 @@ func (a *App) completeMerge(cmd *cobra.Command) {
 		"dtype":        fixed("f32\t32-bit", "bf16\tbfloat16", "f16\tIEEE half", "f64\t64-bit"),
 		"moe-b-layout": fixed("auto\tby the adapter's marks", "rank\tas PEFT packs it", "expert\tas Unsloth packs it"),
 		"train-base":   fixed("nf4\tQLoRA, 4-bit NormalFloat", "nf4-dq\tthe same with double quantization", "fp4\t4-bit float", "fp4-dq\tthe same with double quantization", "int8\tLLM.int8"),
-		"type":         fixed("nf4\t4-bit NormalFloat", "fp4\t4-bit float", "int8\tLLM.int8"),
+		"type":         fixed("nf4\t4-bit NormalFloat", "fp4\t4-bit float", "int8\tLLM.int8", "q8_0\tGGUF", "q4_k_m\tGGUF"),
 		"blocksize":    fixed("32", "64", "128", "256", "512", "1024", "2048", "4096"),
 		"memory":       sizes,
 		"shard-size":   sizes,

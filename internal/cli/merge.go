@@ -35,6 +35,7 @@ type mergeFlags struct {
 	moeBLayout   string
 	trainBase    string
 	kind         string
+	imatrix      string
 	doubleQuant  bool
 	blockSize    int
 	shardSize    size
@@ -106,7 +107,8 @@ func (a *App) newMerge() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "merge --base BASE --adapter ADAPTER... -o OUT",
 		Short: "Fold adapters into the weights of a model",
-		Long: `Fold PEFT adapters into the weights of a safetensors model.
+		Long: `Fold PEFT adapters into the weights of a safetensors model, or LoRA adapters in GGUF
+files into those of a GGUF model.
 
 Examples:
   loratool merge --base ./llama --adapter ./lora -o ./merged
@@ -115,9 +117,12 @@ Examples:
   loratool merge --base ./base.safetensors --adapter ./lora -o ./merged.safetensors --dtype bf16
   loratool merge --base ./llama --adapter ./qlora -o ./merged --train-base nf4-dq
   loratool merge --base ./llama-nf4 --adapter ./qlora -o ./merged-nf4 --type nf4
+  loratool merge --base model-q4_k_m.gguf --adapter lora.gguf -o merged.gguf
 
 BASE is a model folder, a .safetensors file, or a repository id in the local hub
 cache. ADAPTER is a PEFT adapter folder, PATH@WEIGHT with a weight other than 1.
+A GGUF base, whole or split, takes GGUF adapters: every tensor keeps its type, what
+does not change its bytes, and OUT is a .gguf file, or a folder for a split model.
 Several adapters are added as the exact sum of what each does to the base, in
 one pass with one rounding.
 
@@ -155,7 +160,8 @@ func (f *mergeFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
 	fs.StringVar(&f.moeBLayout, "moe-b-layout", "auto", "`ORDER` of lora_B for stacked experts: rank (PEFT), expert (Unsloth) or auto (by the adapter's marks)")
 	fs.StringVar(&f.trainBase, "train-base", "", "merge into the base as quantization to `TYPE` leaves it, as QLoRA trained it: nf4, nf4-dq, fp4, fp4-dq or int8 (default: into the base as it is)")
-	fs.StringVar(&f.kind, "type", "", "`TYPE` to store the result in: nf4, fp4 or int8 of bitsandbytes (default: 16 or 32 bits)")
+	fs.StringVar(&f.kind, "type", "", "`TYPE` to store the result in: nf4, fp4 or int8 of bitsandbytes, of a GGUF base those of llama.cpp (default: 16 or 32 bits, of a GGUF base as it is)")
+	fs.StringVar(&f.imatrix, "imatrix", "", "GGUF: importance matrix `FILE` of llama.cpp, for the tensors that change")
 	fs.BoolVar(&f.doubleQuant, "double-quant", false, "of --type nf4 and fp4: store the scales in 8 bits (default: as in a base of the type)")
 	fs.IntVar(&f.blockSize, "blocksize", 0, "of --type nf4 and fp4: elements of a block, `N` is 32, 64, ..., 4096 (default: as in a base of the type, or 64)")
 	fs.BoolVar(&f.mhaFormula, "mha-formula", false, "apply the change of an attention's out_proj once; PEFT trains with it applied twice")
@@ -237,6 +243,12 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 		return err
 	}
 	defer inputs.close()
+	if inputs.base.GGUF() != nil {
+		return a.runMergeGGUF(ctx, f, inputs, engineOpts)
+	}
+	if f.imatrix != "" {
+		return usagef("--imatrix: %s is not a GGUF file", f.base)
+	}
 	if f.kind != "" {
 		return a.runMergeBNB(ctx, f, inputs, opts, engineOpts)
 	}
@@ -379,14 +391,14 @@ func (in *mergeInputs) checkUnchanged() error {
 }
 
 // identity is the key of the merge.
-func (in *mergeInputs) identity(f *mergeFlags) string {
+func (in *mergeInputs) identity(f *mergeFlags, more ...any) string {
 	o, _ := f.options() // were checked
 	weights := make([]float64, len(in.sources))
 	for i, s := range in.sources {
 		weights[i] = s.Weight
 	}
 	encoding := []any{f.kind, f.doubleQuant, f.set.Changed("double-quant"), f.blockSize}
-	return identityOf("merge", []any{o, weights, f.trainBase, encoding}, in.models)
+	return identityOf("merge", []any{o, weights, f.trainBase, encoding, more}, in.models)
 }
 
 // openInputs opens the base and the adapters; on an error nothing stays open.

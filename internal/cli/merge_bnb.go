@@ -14,7 +14,7 @@ import (
 func (f *mergeFlags) bnbOptions(in *mergeInputs, m merge.Options) (quant.Options, error) {
 	kind := quant.Type(f.kind)
 	if kind != quant.NF4 && kind != quant.FP4 && kind != quant.Int8 {
-		return quant.Options{}, usagef("--type: %q is not nf4, fp4 or int8", f.kind)
+		return quant.Options{}, usagef("--type: %q is not nf4, fp4 or int8; a type of llama.cpp needs a GGUF file for a base", f.kind)
 	}
 	o := quant.Inherit(in.base, kind)
 	o.Output, o.ShardSize, o.NoProvenance, o.Version = m.Output, m.ShardSize, m.NoProvenance, m.Version
