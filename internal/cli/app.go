@@ -91,12 +91,14 @@ func (a *App) cache() hfrepo.Cache { return hfrepo.DefaultCache(a.Getenv) }
 func (a *App) newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "loratool",
-		Short: "Merge adapters into model checkpoints, file to file",
-		Long: `loratool folds LoRA and other PEFT adapters into the weights of a model:
-exactly, in bounded memory, and refusing to guess.
+		Short: "Merge, extract, quantize, convert and verify, file to file",
+		Long: `loratool works on model checkpoints, file to file: it merges adapters, extracts them,
+quantizes, converts and verifies; in bounded memory, and refusing to guess.
 
 Examples:
   loratool merge --base ./llama --adapter ./lora -o ./merged
+  loratool verify --base ./llama --adapter ./lora --merged ./merged
+  loratool quantize ./llama -o ./llama-nf4 --type nf4
   loratool inspect ./lora`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,

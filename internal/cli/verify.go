@@ -88,6 +88,7 @@ Exit status: 0 no errors, 1 failed, 2 usage, 3 errors found, 4 bad input,
 }
 
 func (f *verifyFlags) register(fs *pflag.FlagSet) {
+	f.merge.set = fs
 	fs.StringVar(&f.merge.base, "base", "", "`MODEL` that was merged into: folder, file or cached repository id")
 	fs.StringArrayVar(&f.merge.adapters, "adapter", nil, "`ADAPTER` folder that was merged, or ADAPTER@WEIGHT; may be repeated")
 	fs.StringVar(&f.merged, "merged", "", "`MODEL` that should be the merge")
