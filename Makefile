@@ -3,7 +3,8 @@
 # make lint    gofmt, vet, staticcheck
 # make peers   regenerate the golden data with PEFT and compare live (needs Python)
 #              VLLM=, LLAMA=, LLAMA_BIN=: see testdata/gen/consumers.py, which says what it leaves unchecked without them
-#              LLAMA_QUANTIZE=llama-quantize of llama.cpp v0.5.0 compares GGUF files, too
+#              LLAMA_QUANTIZE=llama-quantize of llama.cpp v0.5.0 compares GGUF files, too,
+#              GGUF_MODEL=a real model, with LLAMA and LLAMA_BIN, merges into it and what the runtime makes of them
 # make bench   measure speed and memory against cp (docs/performance.md)
 # make bench-c measure kernels against OpenBLAS and torch (needs cgo; OPENBLAS=folder of the library)
 
@@ -39,6 +40,8 @@ peers: build
 	$(PYTHON) testdata/gen/loftq_peers.py --loratool $(BIN)
 	@if [ -n "$(LLAMA_QUANTIZE)" ]; then $(PYTHON) testdata/gen/ggufquant_peers.py --loratool $(BIN) --quantize "$(LLAMA_QUANTIZE)"; \
 	else echo "GGUF: not compared; LLAMA_QUANTIZE=llama-quantize of llama.cpp v0.5.0"; fi
+	@if [ -n "$(GGUF_MODEL)" ]; then $(PYTHON) testdata/gen/gguf_merge_peers.py --loratool $(BIN) --model "$(GGUF_MODEL)" --llama "$(LLAMA)" --libs "$(LLAMA_BIN)"; \
+	else echo "GGUF: merges not compared; GGUF_MODEL=a real model, with LLAMA and LLAMA_BIN"; fi
 
 bench:
 	$(GO) run ./internal/bench $(ARGS)
