@@ -32,11 +32,6 @@ type heldStep struct {
 	once     sync.Once
 	computer computer
 	err      error
-
-	mu    sync.Mutex
-	stats []kernel.RowStats // by row
-	seen  []bool            // rows with figures
-	left  int64             // rows without
 }
 
 func (s *shelf) init(limit int64) {
@@ -114,22 +109,4 @@ func (s *shelf) giveBack(h *heldStep) {
 		s.remove(h)
 	}
 	s.freed.Broadcast()
-}
-
-// add keeps the figures of rows of a step that has so many, and reports whether they
-// were the last to come. Rows that are computed again have the same figures.
-func (h *heldStep) add(first, rows int64, stats []kernel.RowStats) (all bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.seen == nil {
-		h.stats, h.seen, h.left = make([]kernel.RowStats, rows), make([]bool, rows), rows
-	}
-	before := h.left
-	for i, st := range stats {
-		if at := first + int64(i); !h.seen[at] {
-			h.stats[at], h.seen[at] = st, true
-			h.left--
-		}
-	}
-	return before > 0 && h.left == 0
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/saferead"
 	"github.com/loratool/loratool/plan"
 )
@@ -29,7 +30,15 @@ type View struct {
 	held    shelf
 
 	mu       sync.Mutex
-	complete map[int]bool // steps whose rows have all been read, with a report
+	complete map[int]bool     // steps whose rows have all been read, with a report
+	figures  map[int]*figures // of those of which some have; a step that is bound again keeps them
+}
+
+// figures are those of the rows of a step that have been read so far.
+type figures struct {
+	stats []kernel.RowStats // by row
+	seen  []bool            // rows with figures
+	left  int64             // rows without
 }
 
 // NewView makes the tensors that are listed readable as the plan makes them: steps
@@ -46,7 +55,7 @@ func NewView(p *plan.Plan, specs []tensor.Spec, in []Source, o Options) (*View, 
 			plan: p, in: in, progress: noProgress{}, budget: budget, near: newPace(),
 			sides: semaphore.NewWeighted(budget.Sides), reports: make([]TensorReport, len(p.Steps)),
 		},
-		specs: specs, steps: make(map[string][]int), complete: make(map[int]bool),
+		specs: specs, steps: make(map[string][]int), complete: make(map[int]bool), figures: make(map[int]*figures),
 		buffers: sync.Pool{New: func() any { return new(buffers) }},
 	}
 	v.held.init(budget.Sides)
@@ -219,7 +228,7 @@ func (v *View) compute(bound *heldStep, b *buffers, p []byte, off int64) error {
 		if len(out) != len(whole) {
 			copy(whole, out[from-first*rowBytes:])
 		}
-		if err := v.note(bound, first, b); err != nil {
+		if err := v.note(bound.step, first, b.stats); err != nil {
 			return err
 		}
 	}
@@ -228,20 +237,36 @@ func (v *View) compute(bound *heldStep, b *buffers, p []byte, off int64) error {
 
 // note keeps the figures of rows, from the given one of the step on, and makes the
 // report of a step whose rows are all there.
-func (v *View) note(bound *heldStep, first int64, b *buffers) error {
-	s := &v.run.plan.Steps[bound.step]
-	if err := checkFinite(s, first, b.stats); err != nil {
-		return err
-	}
-	if !bound.add(first, rowsOf(s), b.stats) {
-		return nil
-	}
-	report, err := reduce(s, bound.stats)
-	if err != nil {
+func (v *View) note(step int, first int64, stats []kernel.RowStats) error {
+	s := &v.run.plan.Steps[step]
+	if err := checkFinite(s, first, stats); err != nil {
 		return err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.run.reports[bound.step], v.complete[bound.step] = report, true
+	if v.complete[step] {
+		return nil // rows that are computed again have the same figures
+	}
+	f := v.figures[step]
+	if f == nil {
+		n := rowsOf(s)
+		f = &figures{make([]kernel.RowStats, n), make([]bool, n), n}
+		v.figures[step] = f
+	}
+	for i, st := range stats {
+		if at := first + int64(i); !f.seen[at] {
+			f.stats[at], f.seen[at] = st, true
+			f.left--
+		}
+	}
+	if f.left > 0 {
+		return nil
+	}
+	report, err := reduce(s, f.stats)
+	if err != nil {
+		return err
+	}
+	delete(v.figures, step)
+	v.run.reports[step], v.complete[step] = report, true
 	return nil
 }

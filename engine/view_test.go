@@ -363,3 +363,34 @@ func TestViewRefuses(t *testing.T) {
 		t.Errorf("with 100 bytes: %v", err)
 	}
 }
+
+// TestViewFiguresOutlastSteps reads one half of every tensor and then the other, with
+// memory for one step: each is bound twice, and its figures are of all its rows.
+func TestViewFiguresOutlastSteps(t *testing.T) {
+	p, mem, specs := viewed(t)
+	_, report := want(t, p, mem)
+	least, err := leastMemory(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := engine.NewView(p, specs, []engine.Source{mem}, engine.Options{Jobs: 1, Memory: least})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for half := range int64(2) {
+		for _, s := range specs {
+			src, err := v.Open(s.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			off := s.Size() / 2 * half
+			buf := make([]byte, s.Size()/2+half*(s.Size()%2))
+			if n, err := src.ReadAt(buf, off); n != len(buf) || err != nil && err != io.EOF {
+				t.Fatalf("%s: %d of %d bytes at %d: %v", s.Name, n, len(buf), off, err)
+			}
+		}
+	}
+	if got := v.Reports(); !reflect.DeepEqual(got, report.Tensors) {
+		t.Errorf("other figures:\n%+v\n%+v", got, report.Tensors)
+	}
+}
