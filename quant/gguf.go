@@ -218,11 +218,7 @@ func (p *ggufPlanner) split() checkpoint.GGUFOptions {
 }
 
 func (p *ggufPlanner) addInputs(to *plan.Plan) {
-	in := plan.Input{Role: "base", Name: p.base.Name, Path: p.base.Path, Weight: 1, Note: p.base.Commit}
-	for _, f := range p.base.Files() {
-		in.Files = append(in.Files, plan.File{Name: f.Name, Path: f.Path, Size: f.Size})
-	}
-	to.Inputs = []plan.Input{in}
+	to.Inputs = []plan.Input{inputOf("base", p.base)}
 	if m := p.options.Matrix; m != nil {
 		name := p.options.MatrixName
 		file := plan.File{Name: filepath.Base(name), Path: name, Size: m.Size()}

@@ -252,8 +252,7 @@ func (p *planner) choosePairs() error {
 		p.decide("without-pair", "quantized without a pair: --target and --exclude leave them out", alone...)
 	}
 	if l.Moments != nil {
-		in := l.Moments.Source()
-		p.addInput("stats", in)
+		p.plan.Inputs = append(p.plan.Inputs, l.Moments.Input())
 	}
 	return nil
 }

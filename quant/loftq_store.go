@@ -41,7 +41,7 @@ func (r *Repair) key() string {
 	h := sha256.New()
 	fmt.Fprintf(h, "loratool loftq 1\n%s\n%s\n", kernel.Level(), r.base.Identity())
 	if m := r.opts.LoftQ.Moments; m != nil {
-		fmt.Fprintln(h, m.Source().Identity())
+		fmt.Fprintln(h, m.Identity())
 	}
 	for _, p := range r.pairs {
 		o := r.solverOptions(p, 1)

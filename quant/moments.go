@@ -1,10 +1,12 @@
 package quant
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/plan"
 	"github.com/loratool/loratool/quant/block"
 )
 
@@ -13,11 +15,16 @@ import (
 type Moments interface {
 	// Of returns those of a module with so many input channels.
 	Of(module string, channels int64) ([]float64, error)
-	// Source is the file that they come from.
-	Source() *checkpoint.Model
+	// Input is the file that they come from, as a plan lists it.
+	Input() plan.Input
+	// Identity tells that file, as it was opened, from any other.
+	Identity() string
 }
 
-var _ Moments = (*TensorMoments)(nil)
+var (
+	_ Moments = (*TensorMoments)(nil)
+	_ Moments = (*MatrixMoments)(nil)
+)
 
 // TensorMoments are moments in a safetensors file: one vector for each module, of its
 // name.
@@ -26,8 +33,11 @@ type TensorMoments struct{ file *checkpoint.Model }
 // NewTensorMoments takes an opened file.
 func NewTensorMoments(file *checkpoint.Model) *TensorMoments { return &TensorMoments{file} }
 
-// Source implements [Moments].
-func (m *TensorMoments) Source() *checkpoint.Model { return m.file }
+// Input implements [Moments].
+func (m *TensorMoments) Input() plan.Input { return inputOf("stats", m.file) }
+
+// Identity implements [Moments].
+func (m *TensorMoments) Identity() string { return m.file.Identity() }
 
 // Of implements [Moments]. A module without a vector is an error, as are numbers that
 // no means of squares are.
@@ -59,15 +69,23 @@ func (m *TensorMoments) Of(module string, channels int64) ([]float64, error) {
 	}
 	values := make([]float64, channels)
 	codec.Decode64(values, raw)
+	if err := checkMoments(values); err != nil {
+		return nil, refuse("vector %q: %w", module, err)
+	}
+	return values, nil
+}
+
+// checkMoments refuses numbers that no means of squares are, and those that say nothing.
+func checkMoments(values []float64) error {
 	largest := 0.0
 	for i, v := range values {
 		if !(v >= 0) || v-v != 0 {
-			return nil, refuse("vector %q: channel %d has %v, which no mean of squares is", module, i, v)
+			return fmt.Errorf("channel %d has %v, which no mean of squares is", i, v)
 		}
 		largest = max(largest, v)
 	}
 	if largest == 0 {
-		return nil, refuse("vector %q: all channels have 0", module)
+		return errors.New("all channels have 0")
 	}
-	return values, nil
+	return nil
 }

@@ -268,11 +268,16 @@ func (p *planner) dtypeOf(s tensor.Spec) tensor.DType {
 }
 
 func (p *planner) addInput(role string, m *checkpoint.Model) {
+	p.plan.Inputs = append(p.plan.Inputs, inputOf(role, m))
+}
+
+// inputOf lists a model among the inputs of a plan.
+func inputOf(role string, m *checkpoint.Model) plan.Input {
 	in := plan.Input{Role: role, Name: m.Name, Path: m.Path, Weight: 1, Note: m.Commit}
 	for _, f := range m.Files() {
 		in.Files = append(in.Files, plan.File{Name: f.Name, Path: f.Path, Size: f.Size})
 	}
-	p.plan.Inputs = append(p.plan.Inputs, in)
+	return in
 }
 
 func (p *planner) decide(code, message string, tensors ...string) {

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
@@ -40,7 +41,7 @@ func (f *loftqFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.order, "order", "", "which comes first: `ORDER` is quant-first, as in LoftQ, or svd-first, as in LQ-LoRA (default quant-first)")
 	fs.Float64Var(&f.alpha, "alpha", 0, "lora_`ALPHA` of the adapter (default: the rank, a scale of 1)")
 	fs.BoolVar(&f.rslora, "rslora", false, "the adapter's scale is alpha divided by the root of the rank")
-	fs.StringVar(&f.stats, "stats", "", "safetensors `FILE` with the mean squared activations of each module's input channels")
+	fs.StringVar(&f.stats, "stats", "", "`FILE` with the mean squared activations of each module's input channels: safetensors, or an importance matrix of llama.cpp")
 	fs.StringVar(&f.bits, "bits", "", "widths by layer, `RANGES` such as 0-15:4,16-:2; of the nf and uniform types")
 	fs.StringArrayVar(&f.target, "target", nil, "give only modules of this `NAME` a pair, the end of a name or a pattern with *; may be repeated")
 	fs.StringArrayVar(&f.exclude, "exclude", nil, "give modules of this `NAME` no pair; may be repeated")
@@ -105,15 +106,12 @@ func (a *App) runLoftQ(ctx context.Context, f *quantizeFlags, opts quant.Options
 	if err := x.checkPlaces(); err != nil {
 		return err
 	}
-	if f.loftq.stats != "" {
-		m, err := checkpoint.Open(f.loftq.stats, a.cache())
-		if err != nil {
-			return err
-		}
-		in.models = append(in.models, m)
-		opts.LoftQ.Moments = quant.NewTensorMoments(m)
+	moments, done, err := a.openMoments(f.loftq.stats, in)
+	if err != nil {
+		return err
 	}
-	var err error
+	defer done()
+	opts.LoftQ.Moments = moments
 	if x.r, err = quant.PlanLoftQ(in.base, opts); err != nil {
 		return asUsage(err)
 	}
@@ -126,6 +124,34 @@ func (a *App) runLoftQ(ctx context.Context, f *quantizeFlags, opts quant.Options
 		return refusal
 	}
 	return x.write(ctx)
+}
+
+// openMoments opens the statistics of --stats, nil if there are none: a safetensors file,
+// or an importance matrix, which is any other file. What it returns closes the matrix.
+func (a *App) openMoments(path string, in *mergeInputs) (_ quant.Moments, done func(), err error) {
+	done = func() {}
+	if path == "" {
+		return nil, done, nil
+	}
+	if st, err := os.Stat(path); err != nil || !st.Mode().IsRegular() || strings.HasSuffix(path, ".safetensors") {
+		m, err := checkpoint.Open(path, a.cache())
+		if err != nil {
+			return nil, done, err
+		}
+		in.models = append(in.models, m)
+		return quant.NewTensorMoments(m), done, nil
+	}
+	matrix, identity, err := openImatrix(path)
+	if err != nil {
+		return nil, done, err
+	}
+	in.others = append(in.others, otherFile{path, identity})
+	moments, err := quant.NewMatrixMoments(matrix, path, identity, in.base)
+	if err != nil {
+		matrix.Close()
+		return nil, done, err
+	}
+	return moments, func() { matrix.Close() }, nil // only read from
 }
 
 // checkPlaces refuses two outputs of which one would be in the other.
@@ -234,7 +260,9 @@ func (x *repair) solve(ctx context.Context, store *quant.Store) error {
 func (x *repair) fill(ctx context.Context, fsys fsatomic.FS) (engine.Report, error) {
 	o := x.engineOptions()
 	opts, _ := x.f.options() // were checked
-	key := identityOf("quantize", []any{opts.LoftQ, opts}, x.in.models)
+	l := *opts.LoftQ
+	opts.LoftQ = nil // a pointer would be printed as one
+	key := identityOf("quantize", []any{l, opts, x.in.others}, x.in.models)
 	base, err := x.a.openSink(x.r.Layout, x.r.Plan, key, &x.f.run, &o)
 	if err != nil {
 		return engine.Report{}, err

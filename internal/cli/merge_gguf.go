@@ -45,7 +45,7 @@ func (a *App) runMergeGGUF(ctx context.Context, f *mergeFlags, inputs *mergeInpu
 	if err != nil {
 		return err
 	}
-	matrix, identity, err := (&quantizeFlags{gguf: ggufFlags{imatrix: f.imatrix}}).openImatrix()
+	matrix, identity, err := openImatrix(f.imatrix)
 	if err != nil {
 		return err
 	}

@@ -72,7 +72,9 @@ turns, --iters times; the best turn is kept, and the factors are divided by the 
 that the adapter applies, whatever --alpha is. --order svd-first takes the largest
 directions of a weight out before it is quantized at all, which is better the faster
 its spectrum decays. --stats weighs the input channels by their mean squared
-activations. The two outputs belong together: either appears only with the other.
+activations: FILE is a safetensors file with a vector for each module, of its name, or
+an importance matrix of llama.cpp in either form, of the model as a GGUF file. The two
+outputs belong together: either appears only with the other.
 Types for --loftq alone are nf2, nf3, uniform2, uniform3 and uniform4 of the LoftQ
 paper; no library stores them, so their values are written as plain numbers of the
 type that the weights had. --bits gives layers widths of their own, likewise.

@@ -189,20 +189,20 @@ func parseKey(text string) (gguf.Pair, error) {
 	return gguf.Pair{Key: key, Value: v}, nil
 }
 
-// openImatrix opens the importance matrix, nil if none is asked for, and says what
-// file it is.
-func (f *quantizeFlags) openImatrix() (m *gguf.Imatrix, identity string, err error) {
-	if f.gguf.imatrix == "" {
+// openImatrix opens an importance matrix, nil if none is asked for, and says what file
+// it is.
+func openImatrix(path string) (m *gguf.Imatrix, identity string, err error) {
+	if path == "" {
 		return nil, "", nil
 	}
-	m, err = gguf.OpenImatrix(f.gguf.imatrix)
-	if path, ok := errors.AsType[*fs.PathError](err); ok {
-		return nil, "", &checkpoint.InputError{Path: path.Path, Err: fmt.Errorf("%s: %w", path.Op, path.Err)}
+	m, err = gguf.OpenImatrix(path)
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return nil, "", &checkpoint.InputError{Path: e.Path, Err: fmt.Errorf("%s: %w", e.Op, e.Err)}
 	} else if err != nil {
-		reason := strings.TrimPrefix(err.Error(), saferead.Printable(f.gguf.imatrix)+": ")
-		return nil, "", &checkpoint.InputError{Path: f.gguf.imatrix, Err: errors.New(reason)}
+		reason := strings.TrimPrefix(err.Error(), saferead.Printable(path)+": ")
+		return nil, "", &checkpoint.InputError{Path: path, Err: errors.New(reason)}
 	}
-	identity, err = fileIdentity(f.gguf.imatrix)
+	identity, err = fileIdentity(path)
 	if err != nil {
 		m.Close()
 		return nil, "", err
@@ -235,7 +235,7 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 	}
 	inputs := &mergeInputs{base: base, models: []*checkpoint.Model{base}}
 	defer inputs.close()
-	matrix, identity, err := f.openImatrix()
+	matrix, identity, err := openImatrix(f.gguf.imatrix)
 	if err != nil {
 		return err
 	}
