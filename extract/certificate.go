@@ -21,9 +21,11 @@ type Certificate struct {
 	// Residual is what is missing, as ||D - held|| / ||D||.
 	Residual float64
 	// LeftOut is the part that was left out by request or for want of a form.
-	LeftOut    float64
-	DeltaNorm  float64
+	LeftOut   float64
+	DeltaNorm float64
+	// Parameters counts all that is stored, Padding included.
 	Parameters int64
+	Padding    int64 // parameters that are zeros, as their modules have fewer directions
 	Bytes      int64 // of tensor data
 	LowRank    bool  // false if the pairs hold less than plainShare of their changes
 	Sentence   string
@@ -34,6 +36,9 @@ type Module struct {
 	Name, Role, Form string
 	Shape            tensor.Shape
 	Rank             int64 // 0 for all that is no pair
+	// Needed is the rank that the rule gives the module by itself. Rank is more in a
+	// plain adapter, where all modules have the largest one.
+	Needed int64
 	// Kept is the share of ||D||^2 that the form holds, Residual the rest as
 	// ||D - held|| / ||D||. Rounding bounds what storing the factors in their
 	// element type may add to it.
@@ -47,6 +52,7 @@ type Module struct {
 	Capped       bool // the rule would have taken more directions
 	Converged    bool // the solver met its own bound on Excess
 	Parameters   int64
+	Padding      int64 // of Parameters, zeros where the matrix has no more directions
 	Bytes        int64
 }
 
@@ -83,6 +89,7 @@ func (d *draft) certificate(bytes map[*carried]int64) Certificate {
 			m.Parameters = m.Bytes * 8 / bits
 		}
 		c.Parameters += m.Parameters
+		c.Padding += m.Padding
 		c.Bytes += m.Bytes
 		if x.form == unchanged {
 			continue
@@ -128,7 +135,8 @@ func (d *draft) certify(x *carried) Module {
 			m.Kept, m.Residual, m.Best = 0, 1, 1
 		}
 	case pairForm:
-		m.Rank = x.rank()
+		m.Rank, m.Needed = x.rank(), x.needed
+		m.Padding = padding(x)
 		s := x.spectrum
 		m.Residual = relative(s.residual(m.Rank), s.Total)
 		m.Kept = 1 - m.Residual*m.Residual
@@ -141,6 +149,20 @@ func (d *draft) certify(x *carried) Module {
 		}
 	}
 	return m
+}
+
+// padding counts the parameters of a pair that are zeros because a matrix, or one
+// of a stack, has fewer directions than the pair.
+func padding(x *carried) int64 {
+	n := int64(0)
+	for _, b := range x.finding.spectra {
+		known := int64(len(b.values))
+		for known > 0 && b.values[known-1] == 0 {
+			known--
+		}
+		n += max(x.rank()-known, 0) * (x.out + x.in)
+	}
+	return n
 }
 
 // Ranks computes the three ranks of a spectrum.
@@ -255,6 +277,7 @@ func (c *Certificate) explain(x *Extraction) {
 		}
 		c.Sentence += fmt.Sprintf("; the change is not of low rank: at this size %d of its layers keep less than %.0f%% of theirs", short, 100*plainShare)
 	}
+	c.explainOneRank(x)
 	for _, m := range c.Modules {
 		switch {
 		case m.Capped:
@@ -262,5 +285,24 @@ func (c *Certificate) explain(x *Extraction) {
 		case !m.Converged:
 			x.decide("not-converged", "the iteration stopped before its own bound was met; --exact decomposes in full", m.Name)
 		}
+	}
+}
+
+// explainOneRank says which modules have a higher rank than they need, and what it
+// costs.
+func (c *Certificate) explainOneRank(x *Extraction) {
+	var names []string
+	var rank, parameters, bytes, zeros int64
+	for _, m := range c.Modules {
+		if m.Needed == m.Rank {
+			continue
+		}
+		names, rank = append(names, m.Name), m.Rank
+		more := m.Rank - m.Needed
+		parameters, bytes, zeros = parameters+m.Parameters/m.Rank*more, bytes+m.Bytes/m.Rank*more, zeros+m.Padding
+	}
+	if len(names) > 0 {
+		x.decide("one-rank", fmt.Sprintf("a plain adapter has one rank for all, %d: these layers need less of it, so that %d parameters (%d bytes) are more than they need, %d of them zeros",
+			rank, parameters, bytes, zeros), names...)
 	}
 }

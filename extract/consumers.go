@@ -14,7 +14,8 @@ const vllmDefault = 16
 // decideConsumers records what the two can't take, or would take for something else.
 // llama.cpp multiplies a pair by lora_alpha and divides by the pair's own rank, and
 // reads no alpha_pattern (src/llama-adapter.h, get_scale). That is wrong without a
-// word, so it is said of every adapter; the rest only of one that is meant for them.
+// word, so it is said of every adapter that has one, as no plain adapter does; the rest
+// only of one that is meant for them.
 func (x *Extraction) decideConsumers() error {
 	alphas, ok, err := x.config.OptObject("alpha_pattern")
 	if err != nil {
@@ -26,7 +27,7 @@ func (x *Extraction) decideConsumers() error {
 			names = append(names, name)
 		}
 		x.decide("llama-alpha-pattern", "llama.cpp reads no alpha_pattern and multiplies these modules by another scale: "+
-			"--alpha with any number, or one rank for all, gives an adapter that it reads right", names...)
+			"--plain, which gives all one rank, or --alpha with any number gives an adapter that it reads right", names...)
 	}
 	if !x.opts.Plain {
 		return nil

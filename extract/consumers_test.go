@@ -26,7 +26,7 @@ func TestConsumers(t *testing.T) {
 		want      []string
 		mentioned string // in the last of them
 	}{
-		{"ranks that differ", typed("llama", two...), extract.Options{}, []string{alphas}, "--alpha"},
+		{"ranks that differ", typed("llama", two...), extract.Options{}, []string{alphas}, "--plain"},
 		{"ranks that differ under one alpha", typed("llama", two...), extract.Options{Alpha: 2.5}, nil, ""},
 		{"plain", typed("llama", two...), extract.Options{Plain: true}, nil, ""},
 		{"plain, the largest rank without an option", typed("llama", wide...), extract.Options{Plain: true, Rule: extract.Rule{Rank: 16}}, nil, ""},

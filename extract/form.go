@@ -31,6 +31,7 @@ type carried struct {
 	finding  *finding
 	form     form
 	choice   Choice
+	needed   int64 // the rank without [Options.Plain], which gives all pairs the largest
 	spectrum Spectrum
 	root     string // the module of modules_to_save
 	fromBase bool   // the base's own values, as the user wants this part left alone

@@ -136,16 +136,33 @@ func (s *Survey) addInputs(x *Extraction) {
 	}
 }
 
+// ranks applies the rule to all pairs and returns what is written of each, and what
+// it needs by itself. Readers of a plain adapter take one rank and one scale for all.
+func (o Options) ranks(spectra []Spectrum, budget int64) (choices []Choice, needed []int64) {
+	if !o.Plain {
+		choices = o.Rule.Ranks(spectra, budget)
+		for _, c := range choices {
+			needed = append(needed, c.Rank)
+		}
+		return choices, needed
+	}
+	rank, choices := o.Rule.OneRank(spectra, budget)
+	for i := range choices {
+		needed = append(needed, choices[i].Rank)
+		choices[i].Rank = rank
+	}
+	return choices, needed
+}
+
 // chooseRanks applies the rule to all pairs. Over is taken off a budget of bytes.
 func (d *draft) chooseRanks(over int64) error {
 	var pairs []*carried
 	var spectra []Spectrum
-	var fixedBytes, fixedParams, cost int64
+	var fixedBytes, fixedParams int64
 	for _, c := range d.all {
 		switch c.form {
 		case pairForm:
 			pairs, spectra = append(pairs, c), append(spectra, c.spectrum)
-			cost += c.cost()
 		case savedForm:
 			fixedBytes, fixedParams = fixedBytes+c.size(), fixedParams+c.size()*8/c.parts[0].tuned.DType.Bits()
 		case rowsForm:
@@ -168,40 +185,18 @@ func (d *draft) chooseRanks(over int64) error {
 		return &fsatomic.RefusedError{Path: d.s.opts.Output, Reason: fmt.Sprintf(
 			"what has to be saved whole takes %d parameters in %d bytes, more than the budget", fixedParams, fixedBytes)}
 	}
-	choices := rule.Ranks(spectra, budget)
-	if d.s.opts.Plain {
-		d.level(choices, spectra, budget/max(cost, 1))
-	}
+	choices, needed := d.s.opts.ranks(spectra, budget)
 	if rule.budgeted() && len(pairs) > 0 && !slices.ContainsFunc(choices, func(c Choice) bool { return c.Rank > 0 }) {
 		return &fsatomic.RefusedError{Path: d.s.opts.Output, Reason: fmt.Sprintf(
 			"no direction of any layer fits into the budget beside %d parameters in %d bytes that are saved whole", fixedParams, fixedBytes)}
 	}
 	for i, c := range pairs {
-		c.choice = choices[i]
+		c.choice, c.needed = choices[i], needed[i]
 		if c.choice.Rank == 0 {
 			c.form, c.why = lostForm, "the budget is better spent on others"
 		}
 	}
 	return nil
-}
-
-// level gives all pairs one rank, the largest; under a budget the one that all can
-// have. Servers read one rank and one scale for the whole adapter.
-func (d *draft) level(choices []Choice, spectra []Spectrum, affordable int64) {
-	rank := int64(0)
-	if d.s.opts.Rule.budgeted() {
-		for _, s := range spectra {
-			rank = max(rank, int64(len(s.Squares)))
-		}
-		rank = min(rank, affordable)
-	} else {
-		for _, c := range choices {
-			rank = max(rank, c.Rank)
-		}
-	}
-	for i := range choices {
-		choices[i].Rank = rank
-	}
 }
 
 // checkPairs refuses an adapter without a pair, which PEFT does not load, and

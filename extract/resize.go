@@ -41,6 +41,7 @@ type resized struct {
 	solved      []linalg.SVD
 	spectrum    Spectrum
 	choice      Choice
+	needed      int64 // the rank without [Options.Plain]
 }
 
 // WeightError says that what an adapter does depends on the base, so that its
@@ -75,6 +76,9 @@ func OpenResize(a *adapter.Adapter, o Options) (*Resize, error) {
 		if err := r.addModule(m); err != nil {
 			return nil, err
 		}
+	}
+	if err := r.checkPlain(); err != nil {
+		return nil, err
 	}
 	r.findMirrors()
 	if len(r.pairs) == 0 {
@@ -124,6 +128,37 @@ func (r *Resize) addModule(m *adapter.Module) error {
 	p.parts = []part{{pair: pair{name: a.Name, base: a, tuned: b}}}
 	p.scale = r.from.Config.ScaleOf(p.patternName)
 	r.pairs = append(r.pairs, p)
+	return nil
+}
+
+// checkPlain refuses a plain adapter of what holds more than pairs of linear layers:
+// how much would be lost is not known without the models.
+func (r *Resize) checkPlain() error {
+	c := r.from.Config
+	if !r.opts.Plain {
+		return nil
+	}
+	refuse := func(format string, args ...any) error {
+		return &checkpoint.InputError{Path: r.from.Source.Path, Err: fmt.Errorf("a plain adapter holds nothing but pairs of linear layers: "+format, args...)}
+	}
+	for _, p := range r.pairs {
+		if p.role != Linear {
+			return refuse("the pair of %q is of another kind (%s)", p.patternName, p.role)
+		}
+	}
+	for _, spec := range r.from.Source.Specs() {
+		if !r.isFactor(spec.Name) {
+			return refuse("tensor %q is none", spec.Name)
+		}
+	}
+	switch {
+	case len(c.ModulesToSave) > 0:
+		return refuse("modules_to_save is set")
+	case c.TokenIndices != nil:
+		return refuse("trainable_token_indices is set")
+	case c.LoRABias || c.Bias != "" && c.Bias != "none":
+		return refuse("biases are part of it")
+	}
 	return nil
 }
 
@@ -346,31 +381,31 @@ func (r *Resize) chooseRanks(over int64) error {
 	if rule.Size > 0 {
 		budget = (rule.Size - over - fixedBytes) * 8 / r.opts.factorType().Bits()
 	}
-	var choices []Choice
-	if rule.budgeted() {
-		if budget < cost {
-			return &fsatomic.RefusedError{Path: r.opts.Output, Reason: fmt.Sprintf(
-				"one direction of every module and what is copied take %d parameters, more than the budget", cost+fixedParams)}
-		}
+	if rule.budgeted() && budget < cost {
+		return &fsatomic.RefusedError{Path: r.opts.Output, Reason: fmt.Sprintf(
+			"one direction of every module and what is copied take %d parameters, more than the budget", cost+fixedParams)}
+	}
+	shared := rule.budgeted() && !r.opts.Plain
+	if shared {
 		for i := range spectra {
 			if len(spectra[i].Squares) > 0 {
 				spectra[i].Squares = spectra[i].Squares[1:]
 			}
 			spectra[i].Limit--
 		}
-		choices = rule.Ranks(spectra, budget-cost)
-		for i := range choices {
-			choices[i].Rank++
-		}
-	} else {
-		choices = rule.Ranks(spectra, 0)
+		budget -= cost
 	}
+	choices, needed := r.opts.ranks(spectra, budget)
 	for i, p := range r.pairs {
-		p.choice = choices[i]
+		p.choice, p.needed = choices[i], needed[i]
+		if shared {
+			p.choice.Rank++
+			p.needed++
+		}
 	}
 	for _, p := range r.pairs {
 		if p.mirror != nil {
-			p.choice = p.mirror.choice
+			p.choice, p.needed = p.mirror.choice, p.mirror.needed
 		}
 	}
 	return nil
@@ -544,7 +579,7 @@ func (r *Resize) certificate() Certificate {
 			s.Limit = 0 // its change is the embedding's, which is counted there
 		}
 		m := Module{
-			Name: p.patternName, Role: p.role.String(), Form: pairForm.String(), Shape: p.shape, Rank: p.choice.Rank,
+			Name: p.patternName, Role: p.role.String(), Form: pairForm.String(), Shape: p.shape, Rank: p.choice.Rank, Needed: p.needed,
 			DeltaNorm: math.Sqrt(s.Total), Capped: p.choice.Capped, Converged: true, Ranks: s.Ranks(),
 			Parameters: p.choice.Rank * p.cost(),
 		}
@@ -554,9 +589,10 @@ func (r *Resize) certificate() Certificate {
 		for _, d := range p.solved {
 			f.spectra = append(f.spectra, spectrumOf(d))
 		}
-		m.Rounding = roundingBound(&carried{item: p.item, finding: &f, choice: p.choice, spectrum: s}, r.opts.factorType())
+		as := &carried{item: p.item, finding: &f, choice: p.choice, spectrum: s}
+		m.Rounding, m.Padding = roundingBound(as, r.opts.factorType()), padding(as)
 		m.Bytes = m.Parameters * r.opts.factorType().Bits() / 8
-		c.Parameters, c.Bytes = c.Parameters+m.Parameters, c.Bytes+m.Bytes
+		c.Parameters, c.Padding, c.Bytes = c.Parameters+m.Parameters, c.Padding+m.Padding, c.Bytes+m.Bytes
 		all, lost = all+s.Total, lost+s.residual(m.Rank)
 		c.Modules = append(c.Modules, m)
 	}

@@ -98,6 +98,15 @@ func (s Spectrum) residual(rank int64) float64 {
 	return rest
 }
 
+// directions returns how many directions are known and not zero.
+func (s Spectrum) directions() int64 {
+	n := int64(len(s.Squares))
+	for n > 0 && s.Squares[n-1] == 0 {
+		n--
+	}
+	return n
+}
+
 // within returns the fewest directions, at least one, that leave no more than a
 // share of the energy, and whether that many are known.
 func (s Spectrum) within(share float64) (rank int64, met bool) {
@@ -141,6 +150,33 @@ func (r Rule) Ranks(spectra []Spectrum, budget int64) []Choice {
 		}
 	}
 	return choices
+}
+
+// OneRank chooses one rank for all modules, and what each of them needs of it: the
+// largest rank that the rule gives any module by itself, or under a budget, which
+// pays every module's share of that rank in full, the largest that fits and that
+// any module has directions for. A module with fewer directions is filled up with
+// zeros, which leave its product as it is.
+func (r Rule) OneRank(spectra []Spectrum, budget int64) (rank int64, needed []Choice) {
+	if !r.budgeted() {
+		needed = r.Ranks(spectra, budget)
+		for _, c := range needed {
+			rank = max(rank, c.Rank)
+		}
+		return rank, needed
+	}
+	cost := int64(0)
+	for _, s := range spectra {
+		rank, cost = max(rank, s.directions()), cost+s.Cost
+	}
+	affordable := budget / max(cost, 1)
+	rank = min(rank, affordable)
+	for _, s := range spectra {
+		known := int64(len(s.Squares))
+		capped := rank < affordable && known < s.Limit && s.directions() == known
+		needed = append(needed, Choice{min(rank, s.directions()), capped})
+	}
+	return rank, needed
 }
 
 // shareBudget gives the budget to the directions that carry most energy per

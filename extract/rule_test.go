@@ -153,3 +153,66 @@ func TestBudgetTies(t *testing.T) {
 		}
 	}
 }
+
+// TestOneRank compares the one rank of all modules with trying every rank: the most
+// that the budget pays for and some module has a direction for. What a module needs of
+// it are its directions; it is capped where it has more than are known.
+func TestOneRank(t *testing.T) {
+	for seed := range uint64(300) {
+		rng := rand.New(rand.NewPCG(seed, 4))
+		var spectra []extract.Spectrum
+		for range 1 + rng.IntN(3) {
+			squares := make([]float64, rng.IntN(6))
+			for i := range squares {
+				squares[i] = float64(rng.IntN(4))
+			}
+			slices.SortFunc(squares, func(a, b float64) int { return int(b - a) })
+			spectra = append(spectra, spectrum(1+rng.Int64N(5), squares...))
+		}
+		budget := rng.Int64N(60)
+		cost := int64(0)
+		for _, s := range spectra {
+			cost += s.Cost
+		}
+		want := int64(0)
+		for r := int64(1); r*cost <= budget; r++ {
+			if slices.ContainsFunc(spectra, func(s extract.Spectrum) bool { return int64(len(s.Squares)) >= r && s.Squares[r-1] > 0 }) {
+				want = r
+			}
+		}
+		rank, needed := extract.Rule{Params: 1}.OneRank(spectra, budget)
+		if rank != want {
+			t.Errorf("seed %d: rank %d, want %d of %d for %v", seed, rank, want, budget, spectra)
+		}
+		for i, s := range spectra {
+			directions := int64(0)
+			for _, v := range s.Squares[:min(rank, int64(len(s.Squares)))] {
+				if v > 0 {
+					directions++
+				}
+			}
+			if needed[i] != (extract.Choice{Rank: directions}) {
+				t.Errorf("seed %d: module %d needs %+v, want %d", seed, i, needed[i], directions)
+			}
+		}
+	}
+	cut := spectrum(2, 9, 9)
+	cut.Limit = 5
+	for _, c := range []struct {
+		rule    extract.Rule
+		spectra []extract.Spectrum
+		budget  int64
+		want    string
+	}{
+		{extract.Rule{Params: 1}, []extract.Spectrum{cut, spectrum(2, 1)}, 12, "2 [{2 true} {1 false}]"},
+		{extract.Rule{Params: 1}, []extract.Spectrum{cut, spectrum(2, 1)}, 11, "2 [{2 false} {1 false}]"}, // there is no third
+		{extract.Rule{Params: 1}, []extract.Spectrum{cut, spectrum(2, 1)}, 3, "0 [{0 false} {0 false}]"},
+		{extract.Rule{Energy: 1}, []extract.Spectrum{spectrum(2, 4, 4, 1), spectrum(2, 1)}, 0, "3 [{3 false} {1 false}]"},
+		{extract.Rule{Rank: 2}, []extract.Spectrum{spectrum(2, 4, 4, 1), spectrum(2, 1)}, 0, "2 [{2 false} {1 false}]"},
+	} {
+		rank, needed := c.rule.OneRank(c.spectra, c.budget)
+		if got := fmt.Sprint(rank, needed); got != c.want {
+			t.Errorf("%+v of %v with %d: %s, want %s", c.rule, c.spectra, c.budget, got, c.want)
+		}
+	}
+}

@@ -93,9 +93,13 @@ form of PEFT can hold is an error that names it. --dry-run prints every choice.
 
 --rank gives every module the same rank, --energy and --error as many directions
 as it needs, --params and --size share one budget: the singular directions that
-carry most per parameter win, over all modules. --plain writes pairs of linear
-layers only, of one rank, as vLLM and llama.cpp read them, and names what it had to
-leave out and what they need or do not take.
+carry most per parameter win, over all modules.
+
+--plain writes pairs of linear layers only, of one rank and scale for all, which PEFT,
+vLLM and llama.cpp read alike, and names what it had to leave out and what they need
+or do not take. The rank is the largest that --energy or --error give any layer, or
+that fits into --params or --size when every layer has it. Layers that have fewer
+directions are filled up with zeros; the report says which, and what it costs.
 
 Of two GGUF models the output is a GGUF adapter, OUT.gguf, for llama.cpp. It holds
 factors only: changed norms and biases, and embedding and head unless --target names

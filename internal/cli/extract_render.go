@@ -15,6 +15,7 @@ type (
 		Form       string  `json:"form"`
 		Shape      []int64 `json:"shape"`
 		Rank       int64   `json:"rank"`
+		Needed     int64   `json:"needed_rank"`
 		Kept       number  `json:"kept_energy"`
 		Residual   number  `json:"residual"`
 		Best       number  `json:"best_residual"`
@@ -29,6 +30,7 @@ type (
 		Capped     bool    `json:"capped"`
 		Converged  bool    `json:"converged"`
 		Parameters int64   `json:"parameters"`
+		Padding    int64   `json:"padding"`
 		Bytes      int64   `json:"bytes"`
 	}
 	certificateJSON struct {
@@ -37,6 +39,7 @@ type (
 		LeftOut    number       `json:"left_out"`
 		DeltaNorm  number       `json:"delta_norm"`
 		Parameters int64        `json:"parameters"`
+		Padding    int64        `json:"padding"`
 		Bytes      int64        `json:"bytes"`
 		LowRank    bool         `json:"low_rank"`
 		Sentence   string       `json:"sentence"`
@@ -88,14 +91,14 @@ type (
 func certificateOf(c *extract.Certificate) certificateJSON {
 	doc := certificateJSON{
 		Share: number(c.Share), Residual: number(c.Residual), LeftOut: number(c.LeftOut), DeltaNorm: number(c.DeltaNorm),
-		Parameters: c.Parameters, Bytes: c.Bytes, LowRank: c.LowRank, Sentence: c.Sentence, Modules: []moduleJSON{},
+		Parameters: c.Parameters, Padding: c.Padding, Bytes: c.Bytes, LowRank: c.LowRank, Sentence: c.Sentence, Modules: []moduleJSON{},
 	}
 	for _, m := range c.Modules {
 		doc.Modules = append(doc.Modules, moduleJSON{
-			m.Name, m.Role, m.Form, shapeOf(m.Shape), m.Rank, number(m.Kept), number(m.Residual), number(m.Best),
+			m.Name, m.Role, m.Form, shapeOf(m.Shape), m.Rank, m.Needed, number(m.Kept), number(m.Residual), number(m.Best),
 			number(m.Excess), number(m.Rounding), number(m.BaseNorm), number(m.DeltaNorm),
 			number(m.Ranks.Effective), number(m.Ranks.Stable), number(m.Ranks.Entropy), m.Ranks.Exact,
-			m.Capped, m.Converged, m.Parameters, m.Bytes,
+			m.Capped, m.Converged, m.Parameters, m.Padding, m.Bytes,
 		})
 	}
 	return doc

@@ -24,7 +24,7 @@ type resizeFlags struct {
 	rule                  ruleFlags
 	alpha                 float64
 	dtype                 string
-	noProvenance          bool
+	plain, noProvenance   bool
 	run                   runFlags
 }
 
@@ -47,6 +47,11 @@ The work is done on the factors: QR of both, and the singular value decompositio
 the small core between them, never of the product. Scales are exact: whatever alpha,
 rsLoRA and patterns the adapter has, the new factors carry the change as it is.
 Saved modules, biases and trained rows are copied.
+
+--plain gives all modules one rank and scale, as PEFT, vLLM and llama.cpp read it
+alike: the largest that the rule gives any of them, under a budget the largest that
+fits. Where a product has fewer directions zeros follow; what that costs is said.
+An adapter that holds more than pairs of linear layers is refused then.
 
 What other adapters do depends on the weights of the base (DoRA, LoHa, IA3 and
 others): --base makes the difference of the weights first, in a work folder beside the
@@ -80,13 +85,14 @@ func (f *resizeFlags) register(fs *pflag.FlagSet) {
 	f.rule.register(fs)
 	fs.Float64Var(&f.alpha, "alpha", 0, "lora_`ALPHA` of every module (default: its rank, a scale of 1)")
 	fs.StringVar(&f.dtype, "dtype", "", "`TYPE` of factors: f32, f16, bf16 or f64 (default f32)")
+	fs.BoolVar(&f.plain, "plain", false, "one rank and scale for all modules, and nothing but pairs of linear layers")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
 	f.run.register(fs)
 }
 
 // options checks the flags and turns them into options of the library.
 func (f *resizeFlags) options() (extract.Options, error) {
-	o := extract.Options{Output: f.output, Alpha: f.alpha, NoProvenance: f.noProvenance, Version: buildVersion()}
+	o := extract.Options{Output: f.output, Alpha: f.alpha, Plain: f.plain, NoProvenance: f.noProvenance, Version: buildVersion()}
 	sweep := len(f.rule.sweep) > 0
 	switch {
 	case sweep && f.output != "":

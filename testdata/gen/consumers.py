@@ -19,6 +19,8 @@ For tiny models of three families, and every way to make a plain adapter:
 3. What loratool warns of is so: without --alpha, llama.cpp reads ranks that differ as another adapter, and with it as
    the same; it drops saved norms and does not load GPT-2's layers. vLLM refuses saved modules and a rank above
    --max-lora-rank.
+4. A plain adapter has one rank and no pattern, and neither program is warned of, whatever the rule; its padding is what
+   the certificate says, and what is padded is right in both like all else.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import extract_models as models
@@ -230,8 +233,28 @@ with torch.inference_mode():
 NO_TABLES = ["--exclude", "*embed*", "--exclude", "lm_head"]
 PLAIN = {
     "rank 4": ["--rank", "4"], "full rank": ["--rank", "24"], "energy": ["--energy", "0.8"], "budget": ["--params", "5000"],
+    "error": ["--error", "0.4", "--max-rank", "12"], "size": ["--size", "30KB", "--alpha", "3"],
     "alpha": ["--rank", "3", "--alpha", "7"], "bf16": ["--rank", "8", "--dtype", "bf16"],
 }
+
+
+def check_plain(name: str, adapter: str, doc: dict) -> None:
+    """The file itself: one rank in config and tensors, and as many zeros as certified."""
+    with open(os.path.join(adapter, "adapter_config.json")) as f:
+        config = json.load(f)
+    zeros = 0
+    tensors = load_file(os.path.join(adapter, "adapter_model.safetensors"))
+    ranks = {config["r"]}
+    for key, a in tensors.items():
+        if key.endswith("lora_A.weight"):
+            b = tensors[key.replace("lora_A", "lora_B")]
+            ranks |= {a.shape[0], b.shape[1]}
+            zeros += int((~(a.any(1) | b.any(0))).sum()) * (a.shape[1] + b.shape[0])
+    said = {d["code"] for d in doc["decisions"]} & {"llama-alpha-pattern"}
+    certified = doc["certificate"]
+    ok = len(ranks) == 1 and not config["rank_pattern"] and not config["alpha_pattern"] and not said
+    ok = ok and zeros == certified["padding"] and sum(t.numel() for t in tensors.values()) == certified["parameters"]
+    report(ok, f"{name}, one rank", f"{ranks}, {zeros} zeros of {certified['parameters']}")
 
 
 def check_family(name: str, binary: str, vllm: VLLM | None, llama: Llama | None, work: str) -> None:
@@ -254,11 +277,17 @@ def check_family(name: str, binary: str, vllm: VLLM | None, llama: Llama | None,
 
     for label, rule in PLAIN.items():
         adapter = os.path.join(folder, label.replace(" ", ""))
-        run(binary, "extract", "--base", base, "--tuned", tuned, "-o", adapter, "--plain", *rule)
+        doc = run(binary, "extract", "--base", base, "--tuned", tuned, "-o", adapter, "--plain", *rule)
+        check_plain(f"{name}, extract --plain, {label}", adapter, doc)
         check(f"extract --plain, {label}", adapter)
     resized = os.path.join(folder, "resized")
     run(binary, "resize", os.path.join(folder, "fullrank"), "-o", resized, "--rank", "5")
     check("resize", resized)
+    for label, rule in {"energy": ["--energy", "0.8"], "budget": ["--params", "5000", "--alpha", "5"]}.items():
+        resized = os.path.join(folder, "resized" + label)
+        doc = run(binary, "resize", os.path.join(folder, "fullrank"), "-o", resized, "--plain", *rule)
+        check_plain(f"{name}, resize --plain, {label}", resized, doc)
+        check(f"resize --plain, {label}", resized)
 
 
 def check_warnings(binary: str, vllm: VLLM | None, llama: Llama | None, work: str) -> None:
