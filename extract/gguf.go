@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/loratool/loratool/formats/adapter"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/tensor"
@@ -19,27 +20,12 @@ import (
 const (
 	keyArchitecture = "general.architecture"
 	keyType         = "general.type"
-	keyAdapterType  = "adapter.type"
-	keyAdapterAlpha = "adapter.lora.alpha"
 
 	typeAdapter   = "adapter"
 	ggufExt       = ".gguf"
 	ggufEmbedding = "token_embd.weight"
 	ggufHead      = "output.weight"
-	suffixA       = ".lora_a"
-	suffixB       = ".lora_b"
 )
-
-// adaptable are the modules of a layer whose product llama.cpp computes with an adapter
-// (build_lora_mm and build_lora_mm_id). An adapter of another one would be loaded and
-// have no effect.
-var adaptable = map[string]bool{
-	"attn_q": true, "attn_k": true, "attn_v": true, "attn_qkv": true, "attn_output": true,
-	"attn_q_a": true, "attn_q_b": true, "attn_kv_a_mqa": true, "attn_kv_b": true,
-	"ffn_gate": true, "ffn_up": true, "ffn_down": true, "ffn_gate_inp": true,
-	"ffn_gate_shexp": true, "ffn_up_shexp": true, "ffn_down_shexp": true,
-	"ffn_gate_exps": true, "ffn_up_exps": true, "ffn_down_exps": true,
-}
 
 // checkContainers accepts two GGUF models or none. The rows of a matrix may be in another
 // order in GGUF, so that there is no difference with any other model.
@@ -94,7 +80,6 @@ func (s *Survey) checkKeys() error {
 
 // ggufRole reads the role of a tensor of a GGUF model.
 func (s *Survey) ggufRole(it *item, p pair) Role {
-	leaf := it.module[strings.LastIndexByte(it.module, '.')+1:]
 	switch dims := len(it.shape); {
 	case !p.tuned.DType.IsFloat() || !p.base.DType.IsFloat():
 		return Fixed
@@ -102,9 +87,9 @@ func (s *Survey) ggufRole(it *item, p pair) Role {
 		return Embedding
 	case p.name == ggufHead:
 		return Head
-	case dims == 2 && adaptable[leaf] && it.param == "weight":
+	case dims == 2 && adapter.HasGGUFProduct(it.module) && it.param == "weight":
 		return Linear
-	case dims == 3 && adaptable[leaf] && it.param == "weight":
+	case dims == 3 && adapter.HasGGUFProduct(it.module) && it.param == "weight":
 		return Experts
 	case dims == 2:
 		return Table
@@ -153,8 +138,8 @@ func (w *writer) ggufPair(c *carried) {
 			return (row*r+k)*n + expert
 		})
 	}
-	w.make(c, c.parts[0].name+suffixA, shapeA, a)
-	w.make(c, c.parts[0].name+suffixB, shapeB, b)
+	w.make(c, c.parts[0].name+adapter.GGUFSuffixA, shapeA, a)
+	w.make(c, c.parts[0].name+adapter.GGUFSuffixB, shapeB, b)
 }
 
 // rearranged gives the elements of a made matrix in another order: element i is element
@@ -188,11 +173,7 @@ func (d *draft) ggufLayout(x *Extraction, specs []tensor.Spec) (*checkpoint.Layo
 	if err != nil {
 		return nil, inputErrorf(d.s.base, "%w", err)
 	}
-	keys := new(gguf.Metadata)
-	keys.Set(keyType, gguf.ValueOf(typeAdapter))
-	keys.Set(keyArchitecture, gguf.ValueOf(architecture))
-	keys.Set(keyAdapterType, gguf.ValueOf("lora"))
-	keys.Set(keyAdapterAlpha, gguf.ValueOf(float32(d.ggufAlpha())))
+	keys := adapter.GGUFKeys(architecture, float32(d.ggufAlpha()))
 	for key, text := range x.Metadata(nil) {
 		keys.Set(key, gguf.ValueOf(text))
 	}
