@@ -42,6 +42,13 @@ type GGUFOptions struct {
 	// tensors stay as they are, without a mix.
 	Changed checkpoint.Checkpoint
 	Keep    bool
+
+	// The rest is for [PlanGGUFLoftQ]. The outputs of that name the inputs in a key,
+	// unless NoProvenance is set; MatrixIdentity tells the matrix from any other.
+	LoftQ          *LoftQ
+	NoProvenance   bool
+	Version        string // of the tool
+	MatrixIdentity string
 }
 
 // GGUF is the quantization of a GGUF model decided: a plan, the place of every output

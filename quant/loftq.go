@@ -328,6 +328,22 @@ type Repair struct {
 	final         map[string]string // hashes once known, by path
 }
 
+// Output is one of the two outputs of a quantization with pairs: its bytes come from the
+// source, which is the only input of the plan.
+type Output struct {
+	Plan   *plan.Plan
+	Layout *checkpoint.Layout
+	Source checkpoint.Checkpoint
+}
+
+// Outputs returns the two outputs. The layout of the adapter changes with [Repair.Use].
+func (r *Repair) Outputs() (quantized, adapter Output) {
+	return Output{r.Plan, r.Layout, r.View}, Output{r.AdapterPlan, r.AdapterLayout, r.Adapter}
+}
+
+// Memory bounds what reading the view takes in jobs goroutines.
+func (r *Repair) Memory(jobs int) int64 { return r.View.Memory(jobs) }
+
 // PlanLoftQ decides how to quantize a model and which weights get a pair, and where
 // every byte of both outputs goes. What [Repair.Tasks] find is needed to run the two
 // plans; see [Repair.Use].

@@ -16,7 +16,8 @@ import (
 
 // pairs are the factors as a checkpoint: they are read from the store.
 type pairs struct {
-	repair *Repair
+	find   func(*pairing) (*finding, error)
+	suffix string // of the name of a factor A
 	specs  []tensor.Spec
 	of     map[string]*pairing
 }
@@ -28,12 +29,13 @@ const (
 	suffixB    = ".lora_B.weight"
 )
 
-func newPairs(r *Repair) *pairs {
-	p := &pairs{repair: r, of: make(map[string]*pairing)}
-	for _, pair := range r.pairs {
+// newPairs takes what stands before and behind the names of modules, behind A and B.
+func newPairs(all []*pairing, prefix, suffixA, suffixB string, find func(*pairing) (*finding, error)) *pairs {
+	p := &pairs{find: find, suffix: suffixA, of: make(map[string]*pairing)}
+	for _, pair := range all {
 		out, in := pair.target.shape[0], pair.target.shape[1]
 		for suffix, shape := range map[string]tensor.Shape{suffixA: {pair.rank, in}, suffixB: {out, pair.rank}} {
-			name := peftPrefix + pair.name + suffix
+			name := prefix + pair.name + suffix
 			p.of[name] = pair
 			p.specs = append(p.specs, tensor.Spec{Name: name, DType: tensor.F32, Shape: shape})
 		}
@@ -54,31 +56,34 @@ func (p *pairs) Open(name string) (io.ReaderAt, error) {
 	if !ok {
 		return nil, fmt.Errorf("there is no factor %q", name)
 	}
-	f, err := p.repair.store.find(pair)
+	f, err := p.find(pair)
 	if err != nil {
 		return nil, err
 	}
-	if strings.HasSuffix(name, suffixA) {
+	if strings.HasSuffix(name, p.suffix) {
 		return bytesReader(encodeFloats(f.pair.A.Data)), nil
 	}
 	return bytesReader(encodeFloats(f.pair.B.Data)), nil
 }
 
-// planAdapter makes the plan of the adapter: every factor is copied.
+// planAdapter makes the plan of the adapter and places it.
 func (r *Repair) planAdapter() error {
-	all := newPairs(r)
-	r.Adapter = all
-	r.AdapterPlan = &plan.Plan{Unhashed: true}
-	for _, s := range all.specs {
-		r.AdapterPlan.Steps = append(r.AdapterPlan.Steps, plan.Step{
-			Read: plan.Whole(0, s), Write: plan.Placement{Tensor: s.Name, DType: s.DType},
-		})
-	}
+	all := newPairs(r.pairs, peftPrefix, suffixA, suffixB, func(p *pairing) (*finding, error) { return r.store.find(p) })
+	r.Adapter, r.AdapterPlan = all, all.plan()
 	r.config = r.adapterConfig()
 	if err := r.checkConfig(); err != nil {
 		return err
 	}
 	return r.layoutAdapter(nil)
+}
+
+// plan copies every factor.
+func (p *pairs) plan() *plan.Plan {
+	all := &plan.Plan{Unhashed: true}
+	for _, s := range p.specs {
+		all.Steps = append(all.Steps, plan.Step{Read: plan.Whole(0, s), Write: plan.Placement{Tensor: s.Name, DType: s.DType}})
+	}
+	return all
 }
 
 // layoutAdapter places the adapter. Its card has the figures of what was found, if
@@ -192,7 +197,7 @@ func (r *Repair) targetModules() []string {
 }
 
 // decidePairs records what the pairs turned out to be: decisions of the adapter's plan.
-func (r *Repair) decidePairs(figures []Repaired) {
+func decidePairs(to *plan.Plan, figures []Repaired) {
 	var none, part []string
 	for _, f := range figures {
 		switch {
@@ -202,10 +207,10 @@ func (r *Repair) decidePairs(figures []Repaired) {
 			part = append(part, f.Module)
 		}
 	}
-	r.AdapterPlan.Decisions = nil
+	to.Decisions = nil
 	decide := func(code, message string, modules []string) {
 		if len(modules) > 0 {
-			r.AdapterPlan.Decisions = append(r.AdapterPlan.Decisions, plan.Decision{Code: code, Message: message, Tensors: modules})
+			to.Decisions = append(to.Decisions, plan.Decision{Code: code, Message: message, Tensors: modules})
 		}
 	}
 	decide("pair-of-zero", "no pair makes them better than plain quantization: A has PEFT's random start and B is 0", none)

@@ -44,8 +44,7 @@ type finding struct {
 }
 
 // solverOptions are those of a weight.
-func (r *Repair) solverOptions(p *pairing, threads int) loftq.Options {
-	l := r.opts.LoftQ
+func (l *LoftQ) solverOptions(p *pairing, threads int) loftq.Options {
 	return loftq.Options{
 		Rank: l.Rank, Iterations: l.Iterations, Order: l.Order, Scale: l.scale(),
 		Moments: p.moments, Exact: l.Exact, Threads: threads,
@@ -62,7 +61,7 @@ func (r *Repair) Tasks(store *Store) []plan.Task {
 		tasks[i] = plan.Task{
 			Name: t.spec.Name, Reads: t.spec.Size(),
 			// The weight, what the quantizer takes at most, and a segment.
-			Scratch: loftq.Scratch(out, in, r.solverOptions(p, 1)) + 2*4*t.spec.NumElements() + segmentBytes*segmentElements(t),
+			Scratch: loftq.Scratch(out, in, r.opts.LoftQ.solverOptions(p, 1)) + 2*4*t.spec.NumElements() + segmentBytes*segmentElements(t),
 			Do: func(ctx context.Context, threads int) error {
 				if _, err := store.find(p); err == nil && store.Resumed() {
 					return nil
@@ -85,10 +84,16 @@ func (r *Repair) solve(ctx context.Context, p *pairing, threads int) (*finding, 
 		return nil, err
 	}
 	out, in := int(t.shape[0]), int(t.shape[1])
-	s, err := loftq.Solve(ctx, w, out, in, r.View.quantizer(t), r.solverOptions(p, threads))
+	s, err := loftq.Solve(ctx, w, out, in, r.View.quantizer(t), r.opts.LoftQ.solverOptions(p, threads))
 	if err != nil {
-		return nil, r.View.inTensor(t, err)
+		return nil, inTensor(r.base.Path, t, err)
 	}
+	return p.finding(s, w), nil
+}
+
+// finding is what a solution is for a weight w.
+func (p *pairing) finding(s *loftq.Result, w []float32) *finding {
+	out, in := int(p.target.shape[0]), int(p.target.shape[1])
 	f := &finding{
 		plain: s.Baseline(), repaired: s.Error, best: s.BestScale, kept: s.Kept, made: len(s.Iterates) - 1,
 		absmax: float64(kernel.MaxAbs(w)), pair: s.Factors, shift: s.Shift,
@@ -100,18 +105,18 @@ func (r *Repair) solve(ctx context.Context, p *pairing, threads int) (*finding, 
 	}
 	f.norm = math.Sqrt(f.norm)
 	f.unused = start(f.pair, p.index)
-	return f, nil
+	return f
 }
 
 // inTensor says which tensor an error of the solver or of a quantizer is about. Numbers
 // that are not finite, or too large, are faults of the input.
-func (v *View) inTensor(t *target, err error) error {
+func inTensor(path string, t *target, err error) error {
 	var value *loftq.ValueError
 	var far *loftq.RangeError
 	var option *loftq.OptionError
 	err = fmt.Errorf("tensor %q: %w", t.spec.Name, err)
 	if errors.As(err, &value) || errors.As(err, &far) || errors.As(err, &option) {
-		return &checkpoint.InputError{Path: v.path, Err: err}
+		return &checkpoint.InputError{Path: path, Err: err}
 	}
 	return err
 }

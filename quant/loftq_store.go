@@ -30,8 +30,11 @@ type Store struct {
 // NewStore makes the work folder. With resume it takes over the folder that an earlier
 // run of the same quantization has left, if there is one.
 func (r *Repair) NewStore(fsys fsatomic.FS, resume bool) (*Store, error) {
-	key := r.key()
-	folder, err := workfolder.Open(fsys, r.opts.LoftQ.Output, key, resume)
+	return newStore(fsys, r.opts.LoftQ, r.key(), resume)
+}
+
+func newStore(fsys fsatomic.FS, l *LoftQ, key string, resume bool) (*Store, error) {
+	folder, err := workfolder.Open(fsys, l.Output, key, resume)
 	return &Store{folder, key}, err
 }
 
@@ -44,7 +47,7 @@ func (r *Repair) key() string {
 		fmt.Fprintln(h, m.Identity())
 	}
 	for _, p := range r.pairs {
-		o := r.solverOptions(p, 1)
+		o := r.opts.LoftQ.solverOptions(p, 1)
 		o.Moments = nil // are those of the file
 		t := p.target
 		fmt.Fprintf(h, "%q %s %v %v %+v %+v\n", t.spec.Name, t.spec.DType, t.shape, t.transposed, r.View.quantizer(t), o)
@@ -187,23 +190,28 @@ func (r *Repair) Use(store *Store) error {
 	if err != nil {
 		return err
 	}
-	r.decidePairs(figures)
+	decidePairs(r.AdapterPlan, figures)
 	return r.layoutAdapter(figures)
 }
 
 // Repaired returns what became of every weight with a pair, in order.
 func (r *Repair) Repaired() ([]Repaired, error) {
-	all := make([]Repaired, len(r.pairs))
-	for i, p := range r.pairs {
-		f, err := r.store.find(p)
+	return r.store.figures(r.pairs, r.opts.LoftQ.scale(), r.View.nominalBits)
+}
+
+// figures returns what became of weights, whose bits per element are given.
+func (s *Store) figures(pairs []*pairing, scale float64, bits func(*target) float64) ([]Repaired, error) {
+	all := make([]Repaired, len(pairs))
+	for i, p := range pairs {
+		f, err := s.find(p)
 		if err != nil {
 			return nil, err
 		}
 		t := p.target
 		all[i] = Repaired{
-			Tensor: t.spec.Name, Module: p.name, Shape: t.shape, Bits: r.View.nominalBits(t), Bytes: t.bytes,
+			Tensor: t.spec.Name, Module: p.name, Shape: t.shape, Bits: bits(t), Bytes: t.bytes,
 			PairBytes: 4 * p.rank * (t.shape[0] + t.shape[1]), AbsMax: f.absmax, Norm: f.norm,
-			Plain: f.plain, Error: f.repaired, Scale: r.opts.LoftQ.scale(), Best: f.best,
+			Plain: f.plain, Error: f.repaired, Scale: scale, Best: f.best,
 			Kept: f.kept, Made: f.made, Unused: f.unused,
 		}
 	}

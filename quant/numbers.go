@@ -129,7 +129,7 @@ func (n *numbers) make() {
 	}
 	q := make([]float32, len(w))
 	if err := v.quantizer(t).RoundTrip(q, x, out, in, max(v.Threads, 1)); err != nil {
-		n.err = v.inTensor(t, err)
+		n.err = inTensor(v.path, t, err)
 		return
 	}
 	v.noteNumbers(t, x, q)

@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/fsatomic"
+	"github.com/loratool/loratool/plan"
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/quant/loftq"
 )
@@ -35,7 +36,7 @@ type loftqFlags struct {
 func (f *loftqFlags) register(fs *pflag.FlagSet) {
 	f.set = fs
 	fs.BoolVar(&f.on, "loftq", false, "write an adapter that makes up for the quantization")
-	fs.StringVar(&f.output, "adapter-out", "", "folder `DIR` of the adapter of --loftq")
+	fs.StringVar(&f.output, "adapter-out", "", "folder `DIR` of the adapter of --loftq; of GGUF a .gguf file")
 	fs.IntVar(&f.rank, "rank", 0, "`RANK` of every pair of factors")
 	fs.IntVar(&f.iters, "iters", 0, "how often quantizer and decomposition take turns, `N` times (default 5)")
 	fs.StringVar(&f.order, "order", "", "which comes first: `ORDER` is quant-first, as in LoftQ, or svd-first, as in LQ-LoRA (default quant-first)")
@@ -97,8 +98,28 @@ type repair struct {
 	f      *quantizeFlags
 	in     *mergeInputs
 	engine engine.Options
-	r      *quant.Repair
+	r      repairPlan
+	key    string // of the quantized output, for --resume
+	// print prints the plan of the quantization, with the adapter among its outputs.
+	print func(engine.Allotment, error, *checkpoint.Layout) error
 }
+
+// repairPlan is a quantization with its adapter, of either container.
+type repairPlan interface {
+	NewStore(fsys fsatomic.FS, resume bool) (*quant.Store, error)
+	Tasks(*quant.Store) []plan.Task
+	Use(*quant.Store) error
+	Repaired() ([]quant.Repaired, error)
+	SetHashes(map[string]string) (quantized, adapter map[string]string)
+	Counts() map[string]int
+	Memory(jobs int) int64
+	Outputs() (quantized, adapter quant.Output)
+}
+
+var (
+	_ repairPlan = (*quant.Repair)(nil)
+	_ repairPlan = (*quant.GGUFRepair)(nil)
+)
 
 // runLoftQ plans, solves, writes both outputs and commits them together.
 func (a *App) runLoftQ(ctx context.Context, f *quantizeFlags, opts quant.Options, in *mergeInputs, o engine.Options) error {
@@ -112,12 +133,54 @@ func (a *App) runLoftQ(ctx context.Context, f *quantizeFlags, opts quant.Options
 	}
 	defer done()
 	opts.LoftQ.Moments = moments
-	if x.r, err = quant.PlanLoftQ(in.base, opts); err != nil {
+	r, err := quant.PlanLoftQ(in.base, opts)
+	if err != nil {
 		return asUsage(err)
 	}
-	x.r.View.Threads = o.Jobs
+	r.View.Threads = o.Jobs
+	x.r = r
+	x.print = func(b engine.Allotment, refusal error, adapter *checkpoint.Layout) error {
+		return a.printQuantizePlan(r.Quantization, b, refusal, adapter)
+	}
+	l := *opts.LoftQ
+	l.Moments, opts.LoftQ = nil, nil // pointers would be printed as such
+	x.key = identityOf("quantize", []any{l, opts, in.others}, in.models)
+	return x.finish(ctx)
+}
+
+// runGGUFLoftQ does it with a GGUF model, whose adapter is a GGUF file.
+func (a *App) runGGUFLoftQ(ctx context.Context, f *quantizeFlags, opts quant.GGUFOptions, in *mergeInputs, o engine.Options) error {
+	x := &repair{a: a, f: f, in: in, engine: o}
+	if err := x.checkPlaces(); err != nil {
+		return err
+	}
+	moments, done, err := a.openMoments(f.loftq.stats, in)
+	if err != nil {
+		return err
+	}
+	defer done()
+	opts.LoftQ.Moments = moments
+	r, err := quant.PlanGGUFLoftQ(in.base, opts)
+	if err != nil {
+		if r != nil && r.GGUF != nil && r.Mix != nil && f.run.dryRun && !a.json {
+			a.printTypes(r.GGUF) // refused, and why not
+		}
+		return asUsage(err)
+	}
+	x.r = r
+	x.print = func(b engine.Allotment, refusal error, adapter *checkpoint.Layout) error {
+		return a.printGGUFPlan(r.GGUF, b, refusal, adapter)
+	}
+	l := *opts.LoftQ
+	l.Moments = nil // a pointer would be printed as such
+	x.key = identityOf("quantize", []any{l, f.kind, f.gguf, f.requantize, f.shardSize, f.output, in.others}, in.models)
+	return x.finish(ctx)
+}
+
+// finish prints the plan or carries it out.
+func (x *repair) finish(ctx context.Context) error {
 	refusal := x.refusal()
-	if f.run.dryRun {
+	if x.f.run.dryRun {
 		return x.printPlan(refusal)
 	}
 	if refusal != nil {
@@ -175,10 +238,11 @@ func (x *repair) checkPlaces() error {
 
 // refusal says why one of the outputs can't be made.
 func (x *repair) refusal() error {
-	if err := x.a.refusal(x.r.Layout, x.in, x.f.run.force); err != nil {
+	q, adapter := x.r.Outputs()
+	if err := x.a.refusal(q.Layout, x.in, x.f.run.force); err != nil {
 		return err
 	}
-	return x.a.refusal(x.r.AdapterLayout, x.in, x.f.run.force)
+	return x.a.refusal(adapter.Layout, x.in, x.f.run.force)
 }
 
 // minMemory is what the engine gets at least, beside what the view needs.
@@ -187,7 +251,7 @@ const minMemory = 16 << 20
 // engineOptions are those of a run that reads the view.
 func (x *repair) engineOptions() engine.Options {
 	o := x.engine
-	o.Memory = max(o.Memory-x.r.View.Memory(o.Jobs), minMemory)
+	o.Memory = max(o.Memory-x.r.Memory(o.Jobs), minMemory)
 	return o
 }
 
@@ -245,7 +309,7 @@ func (x *repair) solve(ctx context.Context, store *quant.Store) error {
 		x.a.note("the alternation of %s takes %s, more than --memory: it runs alone", beyond, formatSize(peak))
 	}
 	// The collector keeps the garbage of the tasks within the budget too.
-	debug.SetMemoryLimit(max(peak, x.engine.Memory, x.r.View.Memory(x.engine.Jobs)+minMemory)*5/4 + 32<<20)
+	debug.SetMemoryLimit(max(peak, x.engine.Memory, x.r.Memory(x.engine.Jobs)+minMemory)*5/4 + 32<<20)
 	o := x.engine
 	progress := x.a.newProgress("alternating")
 	defer progress.Finish()
@@ -259,15 +323,12 @@ func (x *repair) solve(ctx context.Context, store *quant.Store) error {
 // fill writes both outputs and puts them in place together.
 func (x *repair) fill(ctx context.Context, fsys fsatomic.FS) (engine.Report, error) {
 	o := x.engineOptions()
-	opts, _ := x.f.options() // were checked
-	l := *opts.LoftQ
-	opts.LoftQ = nil // a pointer would be printed as one
-	key := identityOf("quantize", []any{l, opts, x.in.others}, x.in.models)
-	base, err := x.a.openSink(x.r.Layout, x.r.Plan, key, &x.f.run, &o)
+	q, adapter := x.r.Outputs()
+	base, err := x.a.openSink(q.Layout, q.Plan, x.key, &x.f.run, &o)
 	if err != nil {
 		return engine.Report{}, err
 	}
-	pairs, err := checkpoint.Create(fsys, x.r.AdapterLayout, x.f.run.force)
+	pairs, err := checkpoint.Create(fsys, adapter.Layout, x.f.run.force)
 	if err != nil {
 		return engine.Report{}, abort(base, err)
 	}
@@ -278,22 +339,23 @@ func (x *repair) fill(ctx context.Context, fsys fsatomic.FS) (engine.Report, err
 	if err != nil {
 		return report, abort(base, abort(pairs, err))
 	}
-	quantized, adapter := x.r.SetHashes(report.Hashes)
+	finalBase, finalPairs := x.r.SetHashes(report.Hashes)
 	// Without its base the adapter is of no use; the base without it looks like one.
-	return report, x.a.noteCleanup(checkpoint.CommitAll(checkpoint.Finished{Sink: pairs, Metadata: adapter}, checkpoint.Finished{Sink: base, Metadata: quantized}))
+	return report, x.a.noteCleanup(checkpoint.CommitAll(checkpoint.Finished{Sink: pairs, Metadata: finalPairs}, checkpoint.Finished{Sink: base, Metadata: finalBase}))
 }
 
 func (x *repair) run(ctx context.Context, base, pairs *checkpoint.Sink, o engine.Options) (engine.Report, error) {
 	progress := x.a.newProgress("quantizing")
 	defer progress.Finish()
 	o.Progress = progress
-	report, err := engine.Run(ctx, x.r.Plan, []engine.Source{x.r.View}, oneSink{base}, o)
+	q, adapter := x.r.Outputs()
+	report, err := engine.Run(ctx, q.Plan, []engine.Source{q.Source}, oneSink{base}, o)
 	if err != nil {
 		return report, err
 	}
 	o = x.engine
 	o.Progress = nil
-	_, err = engine.Run(ctx, x.r.AdapterPlan, []engine.Source{x.r.Adapter}, oneSink{pairs}, o)
+	_, err = engine.Run(ctx, adapter.Plan, []engine.Source{adapter.Source}, oneSink{pairs}, o)
 	return report, err
 }
 
@@ -301,14 +363,15 @@ func (x *repair) run(ctx context.Context, base, pairs *checkpoint.Sink, o engine
 // adapter among its outputs.
 func (x *repair) printPlan(refusal error) error {
 	o := x.engineOptions()
-	budget, err := engine.Budget(x.r.Plan, o)
+	q, adapter := x.r.Outputs()
+	budget, err := engine.Budget(q.Plan, o)
 	if err != nil {
 		return err
 	}
 	tasks := x.r.Tasks(nil)
 	peak, _ := engine.TaskPeak(tasks, x.engine)
-	budget.Peak = max(budget.Peak+x.r.View.Memory(budget.Jobs), peak)
-	return x.a.printQuantizePlan(x.r.Quantization, budget, refusal, x.r.AdapterLayout)
+	budget.Peak = max(budget.Peak+x.r.Memory(budget.Jobs), peak)
+	return x.print(budget, refusal, adapter.Layout)
 }
 
 type (
@@ -354,9 +417,10 @@ func (x *repair) describe(r engine.Report) (*repairJSON, error) {
 	if err != nil {
 		return nil, err
 	}
+	q, adapter := x.r.Outputs()
 	doc := &repairJSON{
-		Schema: "loratool.quantize-loftq/v1", Output: x.r.Layout.Path, Adapter: x.r.AdapterLayout.Path,
-		Bytes: x.r.Layout.Size() + x.r.AdapterLayout.Size(), Decisions: append(decisionsOf(x.r.Plan), decisionsOf(x.r.AdapterPlan)...),
+		Schema: "loratool.quantize-loftq/v1", Output: q.Layout.Path, Adapter: adapter.Layout.Path,
+		Bytes: q.Layout.Size() + adapter.Layout.Size(), Decisions: append(decisionsOf(q.Plan), decisionsOf(adapter.Plan)...),
 		Tensors: []repairedJSON{}, Inputs: r.Hashes, Summary: repairSummary{Tensors: x.r.Counts(), Pairs: len(figures)},
 	}
 	var bits, pairs, weights float64

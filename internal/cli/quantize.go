@@ -50,6 +50,7 @@ Examples:
   loratool quantize ./llama -o ./llama-nf4 --type nf4 --double-quant
   loratool quantize org/name -o ./out --type nf4 --skip vision_tower --dry-run
   loratool quantize ./llama -o ./llama-nf4 --type nf4 --loftq --rank 16 --adapter-out ./loftq
+  loratool quantize model-f16.gguf -o out.gguf --type q4_k_m --loftq --rank 16 --adapter-out loftq.gguf
 
 GGUF: TYPE is any file type of llama.cpp that has encoders here: q8_0, q6_k, q5_k_m,
 q4_k_m, q3_k_l, q2_k, q4_0, iq4_nl, iq4_xs, tq1_0, mxfp4_moe, f16, bf16, f32 and more, or copy.
@@ -67,7 +68,7 @@ is the beginning or the end of a module's name, or a regular expression for its
 beginning.
 
 --loftq writes a LoRA adapter beside the model that makes up for what the quantizer
-took, and that a training starts from. Quantizing and decomposing what is left take
+took, and that a training starts from; of GGUF it is a GGUF file, which llama.cpp applies. Quantizing and decomposing what is left take
 turns, --iters times; the best turn is kept, and the factors are divided by the scale
 that the adapter applies, whatever --alpha is. --order svd-first takes the largest
 directions of a weight out before it is quantized at all, which is better the faster

@@ -54,8 +54,7 @@ func (f *ggufFlags) register(fs *pflag.FlagSet) {
 var (
 	ggufOnly = []string{"imatrix", "pure", "tensor-type", "output-tensor-type", "token-embedding-type",
 		"leave-output-tensor", "keep-split", "shard-tensors", "override-kv"}
-	bnbOnly = []string{"double-quant", "blocksize", "compute-dtype", "quant-storage", "skip", "no-provenance",
-		"loftq", "adapter-out", "rank", "iters", "order", "alpha", "rslora", "stats", "bits", "target", "exclude", "exact"}
+	bnbOnly = []string{"double-quant", "blocksize", "compute-dtype", "quant-storage", "skip", "rslora", "bits"}
 )
 
 // isGGUF reports whether the type is one of llama.cpp, and refuses flags that are not
@@ -225,6 +224,12 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 	if err != nil {
 		return err
 	}
+	if opts.LoftQ, err = f.loftq.options(); err != nil {
+		return err
+	}
+	if opts.NoProvenance, opts.Version = f.noProvenance, buildVersion(); f.noProvenance && opts.LoftQ == nil {
+		return usagef("--no-provenance: the output of --type %s has none", f.kind)
+	}
 	engineOpts, err := f.run.engineOptions(a)
 	if err != nil {
 		return err
@@ -243,7 +248,10 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 		defer matrix.Close()
 		inputs.others = append(inputs.others, otherFile{f.gguf.imatrix, identity})
 	}
-	opts.Matrix = matrix
+	opts.Matrix, opts.MatrixIdentity = matrix, identity
+	if opts.LoftQ != nil {
+		return a.runGGUFLoftQ(ctx, f, opts, inputs, engineOpts)
+	}
 	q, err := quant.PlanGGUF(base, opts)
 	if err != nil {
 		if q != nil && q.Mix != nil && f.run.dryRun && !a.json {
@@ -345,9 +353,13 @@ func (a *App) printTypes(q *quant.GGUF) {
 }
 
 // printGGUFPlan prints what --dry-run asks for.
-func (a *App) printGGUFPlan(q *quant.GGUF, b engine.Allotment, refusal error) error {
+func (a *App) printGGUFPlan(q *quant.GGUF, b engine.Allotment, refusal error, more ...*checkpoint.Layout) error {
 	doc := ggufPlanJSON{planJSON: a.describe(q.Plan, q.Layout, b, refusal), Types: []typeJSON{}}
 	doc.Steps = q.Counts()
+	for _, l := range more {
+		doc.Outputs = append(doc.Outputs, outputsOf(l)...)
+		doc.OutputBytes += l.Size()
+	}
 	if a.json {
 		for _, d := range q.Mix.Decisions {
 			doc.Types = append(doc.Types, typeJSON{d.Name, d.From.String(), d.To.String(), string(d.Reason), d.Why, d.Weights})
