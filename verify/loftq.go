@@ -70,14 +70,14 @@ func (e *ScopeError) Error() string {
 // PEFT's loftq_init makes it for 1 whatever alpha is, has another one. The
 // quantized model may hold codes, which are decoded, or plain numbers.
 func LoftQ(ctx context.Context, base, quantized *checkpoint.Model, a *adapter.Adapter, o engine.Options) (*LoftQResult, error) {
-	m, err := merge.Plan(quantized, []merge.Source{{Adapter: onTop(a), Weight: 1}}, merge.Options{NoProvenance: true})
+	merged, inputs, err := mergeOnTop(quantized, a)
 	if err != nil {
 		return nil, err
 	}
 	c := &loftqComparer{base: base, quantized: quantized, adapter: a, modules: make(map[string]*loftqSums)}
 	result, products := new(LoftQResult), &plan.Plan{Unhashed: true}
-	for i := range m.Plan.Steps {
-		s := m.Plan.Steps[i]
+	for i := range merged.Steps {
+		s := merged.Steps[i]
 		if s.Read.Input != 0 {
 			result.Others = append(result.Others, s.Write.Tensor) // a whole tensor takes the place of the base's
 			continue
@@ -101,17 +101,34 @@ func LoftQ(ctx context.Context, base, quantized *checkpoint.Model, a *adapter.Ad
 	if len(products.Steps) == 0 {
 		return nil, &checkpoint.InputError{Path: a.Source.Path, Err: fmt.Errorf("it holds no pair of factors")}
 	}
-	if err := c.measureFactors(m); err != nil {
+	if err := c.measureFactors(inputs); err != nil {
 		return nil, err
 	}
 	sources := []engine.Source{zeros{}}
-	for _, in := range m.Inputs[1:] {
+	for _, in := range inputs[1:] {
 		sources = append(sources, in)
 	}
 	if _, err := engine.Run(ctx, products, sources, c, o); err != nil {
 		return nil, err
 	}
 	return result, c.sum(result)
+}
+
+// mergeOnTop decides the merge of the pairs into the quantized model, of either container.
+func mergeOnTop(quantized *checkpoint.Model, a *adapter.Adapter) (*plan.Plan, []checkpoint.Checkpoint, error) {
+	source := []merge.Source{{Adapter: onTop(a), Weight: 1}}
+	if quantized.GGUF() != nil {
+		m, err := merge.PlanGGUF(quantized, source, merge.GGUFOptions{Retype: true})
+		if err != nil {
+			return nil, nil, err
+		}
+		return m.Plan, m.Inputs, nil
+	}
+	m, err := merge.Plan(quantized, source, merge.Options{NoProvenance: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	return m.Plan, m.Inputs, nil
 }
 
 // onTop returns the adapter as one of the quantized base: PEFT leaves "loftq" in the
@@ -219,13 +236,13 @@ func (c *loftqComparer) pairsOf(s *plan.Step) (*loftqSums, error) {
 }
 
 // measureFactors takes the norms of the factors, which bound what their rounding does.
-func (c *loftqComparer) measureFactors(m *merge.Merge) error {
+func (c *loftqComparer) measureFactors(inputs []checkpoint.Checkpoint) error {
 	for _, name := range c.order {
 		sums := c.modules[name]
 		for i, st := range sums.step.Stages {
 			product := sums.scales[i]
 			for _, side := range st.Sides {
-				src, err := m.Inputs[side.Input].Open(side.Tensor)
+				src, err := inputs[side.Input].Open(side.Tensor)
 				if err != nil {
 					return err
 				}
