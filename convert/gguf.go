@@ -27,6 +27,7 @@ type ggufPlanner struct {
 	family  *arch.GGUFFamily
 	class   string             // architectures[0]
 	hparams *strictjson.Object // config.json
+	tokens  int64              // rows that an embedding may have; 0 for all it has
 	layers  int64
 	heads   int64
 	kvHeads int64
@@ -44,7 +45,7 @@ type ggufPlanner struct {
 // planGGUF decides how to make a GGUF file of a model.
 func planGGUF(p *planner) (*Conversion, error) {
 	g := &ggufPlanner{planner: p, keys: new(gguf.Metadata), stacks: make(map[int]map[string]string)}
-	for _, step := range []func() error{g.open, g.chooseType, g.readVocabulary, g.addExtras, g.addTensors, g.checkComplete, g.addKeys} {
+	for _, step := range []func() error{g.open, g.chooseType, g.readVocabulary, g.countTokens, g.addExtras, g.addTensors, g.checkComplete, g.addKeys} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -201,13 +202,18 @@ func (g *ggufPlanner) addTensor(s tensor.Spec, t arch.GGUFTensor) error {
 	return g.errorf("tensor %q: it would have to be transposed, which is not supported", s.Name)
 }
 
+// countTokens says how many rows an embedding has by the tokenizer.
+func (g *ggufPlanner) countTokens() error {
+	g.tokens = int64(len(g.vocab.tokens))
+	return nil
+}
+
 // cutRows leaves out rows of an embedding that no token has, where the family may have
 // them.
 func (g *ggufPlanner) cutRows(s tensor.Spec, v *viewTensor) *viewTensor {
-	tokens := int64(len(g.vocab.tokens))
-	if g.family.Name == "gemma3" && v.spec.Name == "token_embd.weight" && len(s.Shape) == 2 && s.Shape[0] > tokens {
-		v.spec.Shape = tensor.Shape{tokens, s.Shape[1]}
-		g.decide("rows-left-out", fmt.Sprintf("the last %d rows belong to no token of the tokenizer", s.Shape[0]-tokens), s.Name)
+	if g.family.Name == "gemma3" && v.spec.Name == "token_embd.weight" && len(s.Shape) == 2 && g.tokens > 0 && s.Shape[0] > g.tokens {
+		v.spec.Shape = tensor.Shape{g.tokens, s.Shape[1]}
+		g.decide("rows-left-out", fmt.Sprintf("the last %d rows belong to no token of the tokenizer", s.Shape[0]-g.tokens), s.Name)
 	}
 	return v
 }
@@ -317,8 +323,8 @@ func (g *ggufPlanner) add(v *viewTensor, stages []plan.Stage) error {
 
 // checkComplete refuses a model that lacks tensors, and tokens without a row.
 func (g *ggufPlanner) checkComplete() error {
-	for _, layer := range slices.Sorted(maps.Keys(g.stacks)) {
-		return g.errorf("layer %d has only %d matrices of its experts: a stack needs all of them", layer, len(g.stacks[layer]))
+	if err := g.checkStacks(); err != nil {
+		return err
 	}
 	v, ok := g.view.tensors["token_embd.weight"]
 	if !ok {
@@ -329,9 +335,17 @@ func (g *ggufPlanner) checkComplete() error {
 			return g.errorf("layer %d of %d has no %s: tensors are missing", layer, g.layers, "input norm")
 		}
 	}
-	if rows := v.spec.Shape[0]; rows != int64(len(g.vocab.tokens)) {
+	if rows := v.spec.Shape[0]; rows != g.tokens {
 		return g.errorf("the embedding has %d rows, the tokenizer with config.json's vocab_size %d tokens: resize the embedding, or set vocab_size to its rows",
-			rows, len(g.vocab.tokens))
+			rows, g.tokens)
+	}
+	return nil
+}
+
+// checkStacks refuses a layer that lacks matrices of experts.
+func (g *ggufPlanner) checkStacks() error {
+	for _, layer := range slices.Sorted(maps.Keys(g.stacks)) {
+		return g.errorf("layer %d has only %d matrices of its experts: a stack needs all of them", layer, len(g.stacks[layer]))
 	}
 	return nil
 }

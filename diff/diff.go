@@ -90,12 +90,13 @@ type Diff struct {
 
 // Open pairs the tensors of two checkpoints and compares their structure. It reads
 // headers, settings and the small files beside the weights only. A GGUF file is compared
-// with another one only.
+// with another one, or with a model that is seen as one ([checkpoint.Model.As]): of those
+// two only tensors are compared, and how they are stored is no difference.
 func Open(a, b *checkpoint.Model, o Options) (*Diff, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
-	if (a.GGUF() == nil) != (b.GGUF() == nil) {
+	if (a.GGUF() == nil) != (b.GGUF() == nil) && !a.Computed && !b.Computed {
 		m := a
 		if a.GGUF() == nil {
 			m = b
@@ -110,7 +111,7 @@ func Open(a, b *checkpoint.Model, o Options) (*Diff, error) {
 	if err := d.findProducts(); err != nil {
 		return nil, err
 	}
-	if !o.TensorsOnly {
+	if !o.TensorsOnly && !d.computed() {
 		d.compareSettings()
 		if err := d.compareFiles(); err != nil {
 			return nil, err
@@ -122,6 +123,9 @@ func Open(a, b *checkpoint.Model, o Options) (*Diff, error) {
 	}
 	return d, nil
 }
+
+// computed reports whether one side is not read as it is stored.
+func (d *Diff) computed() bool { return d.a.Computed || d.b.Computed }
 
 // checkPatterns refuses a pattern that covers nothing: it is a mistake, and a
 // comparison of nothing finds no difference.

@@ -96,7 +96,7 @@ func (d *Diff) compareSpecs(p *pair) {
 	if !p.a.Shape.Equal(p.b.Shape) {
 		d.structure = append(d.structure, Difference{CodeShape, p.a.Name, p.a.Shape.String(), p.b.Shape.String(), !p.covered})
 	}
-	if a, b := storedAs(d.a, p.a), storedAs(d.b, p.b); a != b {
+	if a, b := storedAs(d.a, p.a), storedAs(d.b, p.b); a != b && (!d.computed() || p.apart != "") {
 		d.structure = append(d.structure, Difference{CodeDType, p.a.Name, a, b, p.apart != "" && !p.covered || d.opts.Limits.None()})
 	}
 }

@@ -20,7 +20,9 @@ import (
 //	q4_1, q5_1     (max - min)/30, /62, and the rounding of d and min
 //
 // Every one has room for float32 arithmetic and rounded thresholds, 2^-19 of a, and
-// for the type that the weight is decoded to. The other types of GGUF have scales
+// for the type that the weight is decoded to. A GGUF file that is held against what it was
+// converted from may have been F16 before it was quantized, which rounds by 2^-11 of a
+// value or, where F16 ends, by 2^-25. The other types of GGUF have scales
 // that were searched for and are codes themselves, so that there is no such bound: a
 // block of theirs must only be nearer to the base than zeros are.
 type limits struct {
@@ -30,6 +32,7 @@ type limits struct {
 	nested     bool
 	transposed bool    // blocks run along columns
 	roundings  float64 // of the type that is decoded to, relative
+	viaF16     bool    // the values may have been F16 before they were codes
 	absmax     []float32
 	mean       float64
 	spread     []float64 // of nested scales: the largest deviation of a group
@@ -122,6 +125,9 @@ func (l *limits) checkBlock(f *quantFound, x, y []float64, first int64, a float6
 // bound is the bound of a block, false if its type has none.
 func (l *limits) bound(x []float64, a float64, at int64) (float64, bool) {
 	room := (slack + l.roundings) * a // half a unit on the way in, half on the way out
+	if l.viaF16 {
+		room += a*0x1p-11 + 0x1p-25
+	}
 	// A scale d is rounded to f16: of levels·d = end, relatively or, where f16 ends,
 	// by 2^-25 for each level.
 	half := func(levels, end float64) float64 { return end*0x1p-11 + levels*0x1p-25 + room }

@@ -16,9 +16,9 @@ import (
 // Quantized checks a quantized model against what it was made of: no value may be
 // farther off than its format can be, and what is not quantized must be the base's.
 // Names must be the same on both sides: a GGUF file is compared with one in 16 or 32
-// bits. The model is also checked by itself, see [Structure].
+// bits, or with a model that is seen as one ([checkpoint.Model.As]). The model is also checked by itself, see [Structure].
 func Quantized(ctx context.Context, base, quantized *checkpoint.Model, o Options) (*Report, error) {
-	if (base.GGUF() == nil) != (quantized.GGUF() == nil) {
+	if (base.GGUF() == nil) != (quantized.GGUF() == nil) && !base.Computed {
 		gguf := quantized
 		if base.GGUF() != nil {
 			gguf = base
@@ -238,7 +238,7 @@ func (p *quantPair) look(x, y []float64, first int64) {
 
 // limitsOf returns how far a value may be off, from the way it is stored.
 func (c *quantCheck) limitsOf(p *quantPair) limits {
-	l := limits{spec: p.base, kind: p.derived.Kind, nested: p.derived.Nested, block: int64(p.derived.BlockSize)}
+	l := limits{spec: p.base, kind: p.derived.Kind, nested: p.derived.Nested, block: int64(p.derived.BlockSize), viaF16: c.base.Computed}
 	if !p.isDerived {
 		return l
 	}

@@ -3,7 +3,6 @@ package checkpoint
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -116,12 +115,4 @@ func StoredSpec(s gguf.Spec) (tensor.Spec, error) {
 	rows := append(tensor.Shape(nil), s.Shape...)
 	rows[len(rows)-1] = s.RowSize() // there is one: a single number has no blocks
 	return tensor.NewSpec(s.Name, tensor.U8, rows)
-}
-
-// section returns the bytes of a tensor as they are stored.
-func (f *file) section(name string) (io.ReaderAt, error) {
-	if f.gguf != nil {
-		return f.gguf.Section(name)
-	}
-	return f.st.Section(name)
 }

@@ -76,6 +76,7 @@ type Model struct {
 	Name     string // last element of the path, or the repository id
 	Commit   string // of a repository in the hub cache
 	IsFolder bool
+	Computed bool               // the tensors are those of [Model.As]
 	Config   *strictjson.Object // config.json or adapter_config.json, nil without one
 
 	settings []*file // the JSON files that were read, before they were
@@ -95,7 +96,9 @@ type file struct {
 	path string
 	st   *safetensors.File // either this
 	gguf *gguf.File        // or that
-	info fs.FileInfo
+	// computed makes the tensors of a model that is seen as another.
+	computed Checkpoint
+	info     fs.FileInfo
 }
 
 type located struct {
@@ -420,7 +423,7 @@ func exists(path string) bool {
 
 // IsAdapter reports whether the folder was opened as a PEFT adapter.
 func (m *Model) IsAdapter() bool {
-	return m.IsFolder && len(m.files) == 1 && m.files[0].name == adapterWeightsName
+	return m.IsFolder && !m.Computed && len(m.files) == 1 && m.files[0].name == adapterWeightsName
 }
 
 // Specs returns the tensors in the order of their data: file by file, rising

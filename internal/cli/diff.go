@@ -36,12 +36,17 @@ Examples:
   loratool diff ./merged ./merged-by-peft --rtol 0.01
   loratool diff ./llama ./llama-nf4 --error 0.12 --only self_attn --only mlp
   loratool diff model-F16.gguf model-Q4_K_M.gguf --json
+  loratool diff ./llama llama-Q8_0.gguf --error 0.01
   loratool diff ./lora ./lora-resized --error 0.05
 
 A and B are model folders, adapters, .safetensors or .gguf files, or repository ids in
-the local hub cache; GGUF is compared with GGUF only. Element types, shards and quantized
-forms may differ: numbers are compared as what they stand for. Names may differ by a
-prefix.
+the local hub cache. Element types, shards and quantized forms may differ: numbers are
+compared as what they stand for. Names may differ by a prefix.
+
+A folder is compared with a GGUF file as what 'convert -o M.gguf' makes of it: names,
+row order, norms, stacked experts. Nothing is written, and no tokenizer is needed. Of such
+a pair only tensors count, not settings, files and element types; --only and --exclude
+take the names of GGUF.
 
 Without a limit the two must be the same: tensors, element types, bits, settings and
 the files beside the weights. With one, only numbers, names, shapes, settings and files
@@ -128,11 +133,17 @@ func (a *App) runDiff(ctx context.Context, f *diffFlags, paths []string) error {
 		defer m.Close()
 		models[i] = m
 	}
-	d, err := diff.Open(models[0], models[1], opts)
+	compared := models
+	beside, note, err := seePairAsGGUF(&compared, engineOpts)
 	if err != nil {
 		return err
 	}
-	if err := a.compare(ctx, d, engineOpts); err != nil {
+	engineOpts.Memory = max(engineOpts.Memory-beside, 1)
+	d, err := diff.Open(compared[0], compared[1], opts)
+	if err != nil {
+		return err
+	}
+	if err := a.compare(ctx, d, engineOpts, beside); err != nil {
 		return err
 	}
 	for _, m := range models {
@@ -140,11 +151,12 @@ func (a *App) runDiff(ctx context.Context, f *diffFlags, paths []string) error {
 			return err
 		}
 	}
-	return a.printDiff(d.Result(), models, opts.Limits, f)
+	return a.printDiff(d.Result(), models, note, opts.Limits, f)
 }
 
-// compare runs the tasks of a comparison, and those that they leave.
-func (a *App) compare(ctx context.Context, d *diff.Diff, o engine.Options) error {
+// compare runs the tasks of a comparison, and those that they leave; beside is what the
+// sides hold.
+func (a *App) compare(ctx context.Context, d *diff.Diff, o engine.Options, beside int64) error {
 	for _, round := range []struct {
 		doing string
 		tasks func() []plan.Task
@@ -154,7 +166,7 @@ func (a *App) compare(ctx context.Context, d *diff.Diff, o engine.Options) error
 			continue
 		}
 		peak, _ := engine.TaskPeak(tasks, o)
-		debug.SetMemoryLimit(max(peak, o.Memory)*5/4 + 32<<20)
+		debug.SetMemoryLimit((max(peak, o.Memory)+beside)*5/4 + 32<<20)
 		progress := a.newProgress(round.doing)
 		o.Progress = progress
 		err := engine.Each(ctx, tasks, o)

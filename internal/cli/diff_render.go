@@ -20,6 +20,7 @@ type (
 		B         diffSideJSON      `json:"b"`
 		Limits    diffLimitsJSON    `json:"limits"`
 		Renamed   string            `json:"renamed,omitempty"`
+		Converted string            `json:"converted,omitempty"`
 		Structure []diffEntryJSON   `json:"structure"`
 		Tensors   []diffTensorJSON  `json:"tensors"`
 		Products  []diffProductJSON `json:"products"`
@@ -109,8 +110,9 @@ type (
 )
 
 // printDiff prints what a comparison has found, and fails if that is too much.
-func (a *App) printDiff(r *diff.Result, models [2]*checkpoint.Model, l diff.Limits, f *diffFlags) error {
+func (a *App) printDiff(r *diff.Result, models [2]*checkpoint.Model, converted string, l diff.Limits, f *diffFlags) error {
 	doc := describeDiff(r, models, l)
+	doc.Converted = converted
 	switch {
 	case a.json:
 		a.printJSON(doc)
@@ -239,6 +241,9 @@ func countIf[E any](list []E, holds func(E) bool) (n int) {
 func (a *App) printDiffText(doc *diffJSON, r *diff.Result, f *diffFlags) {
 	if doc.Renamed != "" {
 		fmt.Fprintf(a.out, "%s\n", oneLine(doc.Renamed))
+	}
+	if doc.Converted != "" {
+		fmt.Fprintf(a.out, "%s\n", oneLine(doc.Converted))
 	}
 	a.printStructure(doc.Structure, f.run.verbose)
 	a.printDiffTensors(r, f)

@@ -46,6 +46,7 @@ Examples:
   loratool verify ./lora --json
   loratool verify --base ./llama --adapter ./lora --merged ./merged
   loratool verify --base ./llama --quantized ./llama-nf4
+  loratool verify --base ./llama --quantized llama-Q8_0.gguf
   loratool verify --loftq ./llama ./llama-nf4 ./loftq
   loratool verify ./merged --format github --summary "$GITHUB_STEP_SUMMARY"
   loratool verify ./merged --format junit > report.xml
@@ -61,8 +62,8 @@ compared, whoever made the merge; what PEFT rounds twice is recognised and named
 other tensors must be the base's. MERGED is then checked like PATH as well.
 
 With --quantized no weight of Q may be farther from BASE than its format can be, and
-what is not quantized must be the base's. Both have the same names: a GGUF file is
-compared with one in 16 or 32 bits.
+what is not quantized must be the base's. A GGUF file is compared with one in 16 or 32
+bits, or with the folder it was made from as 'convert -o M.gguf' sees it.
 
 With --loftq the pairs of ADAPTER are compared with what quantization left out of Q,
 and the scale at which they would fit best with the one that they are applied with.
@@ -316,7 +317,15 @@ func (a *App) verifyQuantized(ctx context.Context, paths []string, f *verifyFlag
 		}
 		in.models = append(in.models, m)
 	}
-	report, err := verify.Quantized(ctx, in.models[0], in.models[1], o)
+	pair := [2]*checkpoint.Model(in.models)
+	if pair[1].GGUF() != nil { // a GGUF base has no other form
+		beside, _, err := seePairAsGGUF(&pair, o.Engine)
+		if err != nil {
+			return nil, err
+		}
+		o.Engine.Memory = max(o.Engine.Memory-beside, 1)
+	}
+	report, err := verify.Quantized(ctx, pair[0], pair[1], o)
 	if err != nil {
 		return nil, err
 	}
