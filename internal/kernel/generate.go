@@ -9,3 +9,4 @@ package kernel
 //go:generate go -C _gen run ./compare -pkg kernel -out ../compare_amd64.s -stubs ../compare_stubs_amd64.go
 //go:generate go -C _gen run ./matvec -pkg kernel -out ../matvec_amd64.s -stubs ../matvec_stubs_amd64.go
 //go:generate go -C _gen run ./search -pkg kernel -out ../search_amd64.s -stubs ../search_stubs_amd64.go
+//go:generate go -C _gen run ./plain -pkg kernel -out ../plain_amd64.s -stubs ../plain_stubs_amd64.go

@@ -202,6 +202,8 @@ func TestLevelRuns(t *testing.T) {
 		{func() { kernel.Recode(b[:256], []float32{1, 1, 1, 1, 1, 1, 1, 1}, nil, good[:256], 0, 15) }, both("recodeAVX2")},
 		{func() { kernel.RecodeIQ4(b[:256], good[:256], 1) }, both("recodeIQ4AVX2")},
 		{func() { kernel.Importance(f[:256], good[:256], good[:256], 1) }, both("importanceAVX2")},
+		{func() { kernel.EncodeQ8(make([]byte, 34), f[:32]) }, both("encodeQ8AVX2")},
+		{func() { kernel.EncodeQ4(make([]byte, 18), f[:32]) }, both("encodeQ4AVX2")},
 		{distances(b, kernel.E5M2), map[string]string{"avx2": "distances8AVX2", "avx512": "distances8AVX512"}},
 		{distances(b, kernel.F16), map[string]string{"avx2": "distances16AVX2", "avx512": "distances16AVX512"}},
 		{distances(b, kernel.F32), map[string]string{"avx2": "distances32AVX2", "avx512": "distances32AVX512"}},

@@ -29,7 +29,7 @@ type operation struct {
 }
 
 // operations are all functions that have a variant in assembly.
-var operations = slices.Concat(searches, []operation{
+var operations = slices.Concat(searches, plainEncoders, []operation{
 	{"AddLowRank", func(m memory, rng *rand.Rand, n int) []uint64 {
 		rows, rank := 1+rng.IntN(10), rng.IntN(12)
 		x, l, r := values(m, rng, rows*n), values(m, rng, rows*rank), values(m, rng, rank*n)

@@ -81,6 +81,10 @@ func decodeBytes(dst []float32, src []byte, at int) {
 
 // encodeQ4_0 maps the element of the largest magnitude to code 0, that is -8.
 func encodeQ4_0(dst []byte, row, weights []float32) {
+	if weights == nil {
+		done := kernel.EncodeQ4(dst, row)
+		dst, row = dst[done/plainBlock*18:], row[done:]
+	}
 	encodeSymmetric(row, weights, 8, func(codes *[plainBlock]uint8, d float32) {
 		putHalf(dst, d)
 		putNibbles(dst[2:18], codes)
@@ -211,6 +215,8 @@ func roundAffine(codes *[plainBlock]uint8, x *[plainBlock]float32, n int32) (d, 
 
 // encodeQ8_0 maps the largest magnitude to 127.
 func encodeQ8_0(dst []byte, row, _ []float32) {
+	done := kernel.EncodeQ8(dst, row)
+	dst, row = dst[done/plainBlock*34:], row[done:]
 	for ; len(row) > 0; dst, row = dst[2+plainBlock:], row[plainBlock:] {
 		x, out := (*[plainBlock]float32)(row), (*[plainBlock]byte)(dst[2:])
 		size, _ := peak(x[:])
