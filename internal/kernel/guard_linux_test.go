@@ -194,6 +194,7 @@ func TestLevelRuns(t *testing.T) {
 		{func() { fitAffine(make([]byte, 256), f[:256], true) }, both("fitAffineAbsoluteAVX2")},
 		{func() { fitAffine(b[:256], good[:256], false) }, both("pickAVX2")},
 		{func() { kernel.FitSymmetric(make([]byte, 256), good[:8], f[:256], good[:256], 32) }, both("fitSymmetricAVX2")},
+		{func() { kernel.FitDescent(make([]byte, 256), good[:8], f[:256], 4) }, both("fitDescentAVX2")},
 		{func() { kernel.FitIQ4(good[:8], f[:256], good[:256]) }, both("fitIQ4AVX2")},
 		{func() { kernel.FitGrid(make([]byte, 8), f[:8], good[:8], good[:8], grids[0], good[:1], 1) }, both("grid8AVX2")},
 		{func() { kernel.FitGrid(make([]byte, 4), f[:4], good[:4], good[:4], grids[1], good[:1], 1) }, both("grid4AVX2")},

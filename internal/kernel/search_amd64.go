@@ -68,6 +68,28 @@ func fitSymmetricEights(codes []uint8, scales, x, w []float32, size int, n int32
 	return groups
 }
 
+// fitDescentEights fits leading groups and returns how many.
+func fitDescentEights(codes []uint8, scales, x []float32, size int, n int32) int {
+	groups := eights(len(scales), size)
+	if groups == 0 {
+		return 0
+	}
+	var room searchRoom
+	for g := 0; g < groups; g += 8 {
+		x, codes := x[g*size:][:8*size], codes[g*size:][:8*size]
+		var state searchState
+		fitDescentAVX2(&state, &room, &codes[0], &x[0], size/8, -n, n-1)
+		for i, scale := range state[0] {
+			scales[g+i] = canonical(scale)
+			if state[3][i] < negligible {
+				scales[g+i] = 0
+				clear(codes[i*size:][:size])
+			}
+		}
+	}
+	return groups
+}
+
 // fitIQ4Eights fits leading groups and returns how many.
 func fitIQ4Eights(scales, x, w []float32, size int) int {
 	groups := eights(len(scales), size)

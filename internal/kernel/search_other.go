@@ -12,6 +12,8 @@ func fitSymmetricEights([]uint8, []float32, []float32, []float32, int, int32, *[
 	return 0
 }
 
+func fitDescentEights([]uint8, []float32, []float32, int, int32) int { return 0 }
+
 func importanceBlocks([]float32, []float32, []float32, float32) int { return 0 }
 
 func recodeBlocks([]uint8, []float32, float32, float32, int32, int32) int { return 0 }

@@ -19,6 +19,11 @@ func fitAffineAbsoluteAVX2(fit *[8][8]float32, room *[96][8]float32, x *float32,
 //go:noescape
 func fitSymmetricAVX2(fit *[8][8]float32, room *[96][8]float32, x *float32, w *float32, blocks int, numerators *[20]float32, least int32, most int32)
 
+// fitDescentAVX2 searches the scale of eight groups of 8*blocks numbers, and codes counted from least. Row 0 of fit is the scale, row 3 the largest magnitude.
+//
+//go:noescape
+func fitDescentAVX2(fit *[8][8]float32, room *[96][8]float32, codes *uint8, x *float32, blocks int, least int32, most int32)
+
 // fitIQ4AVX2 searches the scale of eight groups of 8*blocks numbers. Rows of fit are scale, inverse of the scale that gives the codes, the largest (sum w T x)²/(sum w T²), and the largest magnitude.
 //
 //go:noescape

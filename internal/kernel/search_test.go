@@ -37,6 +37,11 @@ var searches = []operation{
 		kernel.FitSymmetric(codes, scales, x, w, int32(1+rng.IntN(64)))
 		return codeBits(bits(nil, scales), codes)
 	}},
+	{"FitDescent", func(m memory, rng *rand.Rand, n int) []uint64 {
+		x, _, codes, scales := groupsOf(m, rng, n)
+		kernel.FitDescent(codes, scales, x, int32(1+rng.IntN(64)))
+		return codeBits(bits(nil, scales), codes)
+	}},
 	{"FitIQ4", func(m memory, rng *rand.Rand, n int) []uint64 {
 		x, w, _, scales := groupsOf(m, rng, n)
 		kernel.FitIQ4(scales, x, w)
@@ -573,6 +578,11 @@ func TestSearchNegligible(t *testing.T) {
 		if slices.Max(codes) != 0 || slices.Max(scales) != 0 || slices.Min(scales) != 0 {
 			t.Errorf("FitSymmetric: codes %v, scales %v", codes, scales)
 		}
+		codes, scales = slices.Repeat([]byte{7}, len(x)), slices.Repeat([]float32{7}, groups)
+		kernel.FitDescent(codes, scales, x, 4)
+		if slices.Max(codes) != 0 || slices.Max(scales) != 0 || slices.Min(scales) != 0 {
+			t.Errorf("FitDescent: codes %v, scales %v", codes, scales)
+		}
 		scales = slices.Repeat([]float32{7}, groups)
 		kernel.FitIQ4(scales, x, w)
 		if slices.Max(scales) != 0 || slices.Min(scales) != 0 {
@@ -604,6 +614,9 @@ func TestSearchLengths(t *testing.T) {
 		"NewGrid shape":       func() { kernel.NewGrid(nil, 8, 8, 1) },
 		"FitSymmetric codes":  func() { kernel.FitSymmetric(b(257), f(8), f(256), f(256), 32) },
 		"FitSymmetric w":      func() { kernel.FitSymmetric(b(256), f(8), f(256), f(257), 32) },
+		"FitDescent codes":    func() { kernel.FitDescent(b(257), f(8), f(256), 4) },
+		"FitDescent groups":   func() { kernel.FitDescent(b(256), f(7), f(256), 4) },
+		"FitDescent size":     func() { kernel.FitDescent(b(256), f(4), f(256), 4) },
 		"FitIQ4 w":            func() { kernel.FitIQ4(f(8), f(256), f(257)) },
 		"Recode codes":        func() { kernel.Recode(b(255), f(8), nil, f(256), 0, 15) },
 		"Recode offsets":      func() { kernel.Recode(b(256), f(8), f(9), f(256), 0, 15) },
@@ -637,6 +650,7 @@ func BenchmarkSearch(b *testing.B) {
 		for what, call := range map[string]func(){
 			"FitAffine":    func() { kernel.FitAffine(codes, scales, offsets, x, w, search) },
 			"FitSymmetric": func() { kernel.FitSymmetric(codes, scales, x, w, 32) },
+			"FitDescent":   func() { kernel.FitDescent(codes, scales, x, 4) },
 			"FitIQ4":       func() { kernel.FitIQ4(scales, x, w) },
 		} {
 			b.Run(fmt.Sprintf("%s/%s", what, name), func(b *testing.B) {

@@ -65,9 +65,7 @@ func encodeQ3K(dst []byte, row, weights []float32) {
 // round3 finds scales and codes 0..7 of each group, and maps the scale of the largest
 // magnitude to -32. All scales stay 0 if that is 0.
 func (g *groups16) round3(x []float32, scales *[16]uint8) (d float32) {
-	for j := range g.scales {
-		g.scales[j] = fitDescent(g.codes[16*j:][:16], x[16*j:][:16], 4)
-	}
+	kernel.FitDescent(g.codes[:], g.scales[:], x, 4)
 	_, scale := peak(g.scales[:])
 	if scale == 0 {
 		return 0

@@ -30,7 +30,7 @@ func affine(name, errors string, measure func(v reg.VecVirtual)) {
 		"searches scale and minimum of eight groups of 8*blocks numbers by the sum of the %s of their errors. Rows of fit are scale, minimum, and minimum and inverse of the scale that give the codes.", errors)
 	fit, spans, count := vec.Pointer("fit"), vec.Pointer("spans"), vec.Pointer("count")
 	g := groups{vec.Pointer("room"), vec.Pointer("blocks")}
-	columns(g.room, vec.Pointer("x"), vec.Pointer("w"), g.blocks)
+	columns(g.room, g.blocks, vec.Pointer("x"), vec.Pointer("w"))
 	affineExtent(fit, g)
 	none := zero()
 	r := newRounding(none, broadcast("most"))

@@ -86,7 +86,7 @@ func iq4() {
 		"searches the scale of eight groups of 8*blocks numbers. Rows of fit are scale, inverse of the scale that gives the codes, the largest (sum w T x)²/(sum w T²), and the largest magnitude.")
 	fit, numerators := vec.Pointer("fit"), vec.Pointer("numerators")
 	g := groups{vec.Pointer("room"), vec.Pointer("blocks")}
-	columns(g.room, vec.Pointer("x"), vec.Pointer("w"), g.blocks)
+	columns(g.room, g.blocks, vec.Pointer("x"), vec.Pointer("w"))
 	peak(fit, g)
 	l := newLookup()
 	sums := func(label string, c candidate) {

@@ -18,6 +18,7 @@ func main() {
 	affine("fitAffineAVX2", "squares", square)
 	affine("fitAffineAbsoluteAVX2", "magnitudes", drop)
 	symmetric()
+	descent()
 	iq4()
 	recodeIQ4()
 	pick()
@@ -114,16 +115,16 @@ func (r rounding) round(v reg.VecVirtual) {
 	VPMINSD(r.most, v, v)
 }
 
-// columns emits the transposition of eight groups of numbers and of weights: number i
-// of all groups becomes row 2i of the room, its weights row 2i+1.
-func columns(room, x, weights, blocks reg.GPVirtual) {
+// columns emits the transposition of eight groups of numbers and, if given, of weights:
+// number i of all groups becomes row 2i of the room, its weights row 2i+1.
+func columns(room, blocks reg.GPVirtual, numbers ...reg.GPVirtual) {
 	stride, stride3 := GP64(), GP64()
 	MOVQ(blocks, stride)
 	SHLQ(Imm(5), stride)
 	LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, stride3)
 	to, n := copyOf(room), copyOf(blocks)
 	vec.Loop("columns", n, 1, func() {
-		for disp, from := range []reg.GPVirtual{x, weights} {
+		for disp, from := range numbers {
 			transpose(to, 32*disp, from, stride, stride3)
 			ADDQ(Imm(32), from)
 		}

@@ -13,7 +13,7 @@ func symmetric() {
 		"searches the scale of eight groups of 8*blocks numbers. Rows of fit are scale, inverse of the scale that gives the codes, the largest (sum w x l)²/(sum w l²), and the largest magnitude.")
 	fit, numerators := vec.Pointer("fit"), vec.Pointer("numerators")
 	g := groups{vec.Pointer("room"), vec.Pointer("blocks")}
-	columns(g.room, vec.Pointer("x"), vec.Pointer("w"), g.blocks)
+	columns(g.room, g.blocks, vec.Pointer("x"), vec.Pointer("w"))
 	peak(fit, g)
 	r := newRounding(broadcast("least"), broadcast("most"))
 
