@@ -31,7 +31,9 @@ func Each(ctx context.Context, tasks []plan.Task, o Options) error {
 
 	memory := semaphore.NewWeighted(o.Memory)
 	slots := semaphore.NewWeighted(int64(o.Jobs))
-	g, running := errgroup.WithContext(ctx)
+	stoppable, stop := context.WithCancel(ctx)
+	defer stop()
+	g, running := errgroup.WithContext(stoppable)
 	for i, t := range tasks {
 		held := share(t, o.Memory)
 		if slots.Acquire(running, 1) != nil || memory.Acquire(running, held) != nil {
@@ -44,10 +46,11 @@ func Each(ctx context.Context, tasks []plan.Task, o Options) error {
 		g.Go(func() error {
 			defer slots.Release(1)
 			defer memory.Release(held)
-			if err := running.Err(); err != nil {
-				return err
+			if running.Err() != nil {
+				return nil // what stopped the run says why
 			}
 			if err := guard(func() error { return t.Do(running, threads) }); err != nil {
+				stop() // before the slot is free for another task
 				return fmt.Errorf("%q: %w", t.Name, err)
 			}
 			progress.Advance(t.Reads, t.Name)
