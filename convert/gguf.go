@@ -352,13 +352,22 @@ func (g *ggufPlanner) checkStacks() error {
 
 // nearest are the known names that are most like one that is not.
 func (g *ggufPlanner) nearest(name string) []string {
+	var known []string
+	for _, r := range g.family.Renames {
+		known = append(known, r.HF)
+	}
+	return nearestOf(known, name)
+}
+
+// nearestOf are the three names that are most like one that is not among them, quoted.
+func nearestOf(known []string, name string) []string {
 	type near struct {
 		name     string
 		distance int
 	}
 	var all []near
-	for _, r := range g.family.Renames {
-		all = append(all, near{fmt.Sprintf("%q", r.HF), distance(r.HF, name)})
+	for _, k := range known {
+		all = append(all, near{fmt.Sprintf("%q", k), distance(k, name)})
 	}
 	slices.SortStableFunc(all, func(a, b near) int { return a.distance - b.distance })
 	var names []string

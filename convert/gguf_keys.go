@@ -540,26 +540,33 @@ func (r *ropeParams) llama3() ([]float32, error) {
 	if dim <= 0 || dim > largest {
 		return nil, r.g.errorf("its config.json: heads of size %d", dim)
 	}
-	low, high, factor := param["low_freq_factor"], param["high_freq_factor"], param["factor"]
-	original := param["original_max_position_embeddings"]
-	if !(low > 0) || !(high > low) || !(factor > 0) || !(original > 0) || !(param["rope_theta"] > 0) {
-		return nil, r.g.errorf("its llama3 scaling has factors that make no sense: low %v, high %v, factor %v, original %v", low, high, factor, original)
+	s := llama3Scaling{param["rope_theta"], param["factor"], param["low_freq_factor"], param["high_freq_factor"], param["original_max_position_embeddings"]}
+	if !(s.low > 0) || !(s.high > s.low) || !(s.factor > 0) || !(s.original > 0) || !(s.base > 0) {
+		return nil, r.g.errorf("its llama3 scaling has factors that make no sense: low %v, high %v, factor %v, original %v", s.low, s.high, s.factor, s.original)
 	}
+	return s.factors(dim), nil
+}
+
+// llama3Scaling are the parameters of the scaling of Llama 3.
+type llama3Scaling struct{ base, factor, low, high, original float64 }
+
+// factors returns the factors of the pairs of a head.
+func (s llama3Scaling) factors(dim int64) []float32 {
 	var factors []float32
 	for i := int64(0); i < dim; i += 2 {
-		freq := 1 / float32(math.Pow(param["rope_theta"], float64(float32(i)/float32(dim))))
+		freq := 1 / float32(math.Pow(s.base, float64(float32(i)/float32(dim))))
 		wavelength := float32(2*math.Pi) / freq
 		switch {
-		case float64(wavelength) < original/high:
+		case float64(wavelength) < s.original/s.high:
 			factors = append(factors, 1)
-		case float64(wavelength) > original/low:
-			factors = append(factors, float32(factor))
+		case float64(wavelength) > s.original/s.low:
+			factors = append(factors, float32(s.factor))
 		default:
-			smooth := (float32(original)/wavelength - float32(low)) / float32(high-low)
-			factors = append(factors, 1/float32((1-smooth)/float32(factor)+smooth))
+			smooth := (float32(s.original)/wavelength - float32(s.low)) / float32(s.high-s.low)
+			factors = append(factors, 1/float32((1-smooth)/float32(s.factor)+smooth))
 		}
 	}
-	return factors, nil
+	return factors
 }
 
 // sizes counts the parameters, and says it in words: of a model of experts, how many one

@@ -196,3 +196,11 @@ func encodeF32(x []float32) []byte {
 	codec.Encode32(data, x)
 	return data
 }
+
+// decodeF32 is the inverse of encodeF32.
+func decodeF32(data []byte) []float32 {
+	codec, _ := block.For(tensor.F32)
+	x := make([]float32, len(data)/4)
+	block.Decode(codec, x, data)
+	return x
+}

@@ -461,10 +461,10 @@ func (m *Model) Origin(name string) (file string, offset int64) {
 // entries that all files agree on. GGUF has typed keys instead ([Model.GGUF]).
 func (m *Model) Metadata() map[string]string {
 	merged := make(map[string]string)
-	if m.gguf != nil {
-		return merged
-	}
 	for i, f := range m.files {
+		if f.st == nil {
+			return merged
+		}
 		md := f.st.Metadata()
 		if i == 0 {
 			for k, v := range md {
