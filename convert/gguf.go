@@ -73,8 +73,8 @@ func (g *ggufPlanner) open() error {
 		return g.errorf("its config.json names no architectures")
 	}
 	var ok bool
-	if g.family, ok = arch.GGUFOf(g.class); !ok || !hasKeys(g.family.Name) {
-		return g.errorf("%s: there are no tables for this architecture; there are for %s", g.class, strings.Join(convertible(), ", "))
+	if g.family, ok = arch.GGUFOf(g.class); !ok {
+		return g.errorf("%s: there are no tables for this architecture; there are for %s", g.class, strings.Join(arch.GGUFArchitectures(), ", "))
 	}
 	kinds, scaled, err := g.codes()
 	if err != nil {
@@ -90,21 +90,13 @@ func (g *ggufPlanner) open() error {
 	return g.readSizes()
 }
 
-// convertible are the architectures that have all tables.
-func convertible() []string {
-	return slices.DeleteFunc(arch.GGUFArchitectures(), func(class string) bool {
-		f, _ := arch.GGUFOf(class)
-		return !hasKeys(f.Name)
-	})
-}
-
 // readSizes reads what the tensors depend on.
 func (g *ggufPlanner) readSizes() (err error) {
 	g.hparams = g.source.Config
 	if g.layers, err = g.mustInt("n_layers", "num_hidden_layers", "n_layer", "num_layers"); err != nil {
 		return err
 	}
-	if g.heads, err = g.intOr(defaultHeads[g.family.Name], "n_heads", "num_attention_heads"); err != nil {
+	if g.heads, err = g.intOr(defaultHeads[g.family.Name], "n_heads", "num_attention_heads", "n_head"); err != nil {
 		return err
 	}
 	if g.kvHeads, err = g.intOr(g.heads, "n_kv_heads", "num_key_value_heads"); err != nil {
@@ -199,7 +191,7 @@ func (g *ggufPlanner) addTensor(s tensor.Spec, t arch.GGUFTensor) error {
 	case arch.Stacked:
 		return g.collect(s, t)
 	}
-	return g.errorf("tensor %q: it would have to be transposed, which is not supported", s.Name)
+	return g.addTurned(v)
 }
 
 // countTokens says how many rows an embedding has by the tokenizer.
@@ -218,12 +210,22 @@ func (g *ggufPlanner) cutRows(s tensor.Spec, v *viewTensor) *viewTensor {
 	return v
 }
 
-func (g *ggufPlanner) addPaired(v *viewTensor, heads int64) error {
-	rows := v.spec.Shape[0]
-	if len(v.spec.Shape) == 0 || len(v.spec.Shape) > 2 || rows%(2*heads) != 0 || rows == 0 {
-		return g.errorf("tensor %q: its shape %v is not that of %d heads of an even number of rows", v.parts[0].Name, v.spec.Shape, heads)
+// addTurned adds the transpose of a matrix.
+func (g *ggufPlanner) addTurned(v *viewTensor) error {
+	s := v.spec.Shape
+	if len(s) != 2 || v.spec.DType.Bits()%8 != 0 {
+		return g.errorf("tensor %q: %s of shape %v can't be transposed; expected a matrix of (in, out)", v.parts[0].Name, v.spec.DType.Safetensors(), s)
 	}
-	v.head = rows / heads
+	v.spec.Shape, v.turned = tensor.Shape{s[1], s[0]}, true
+	return g.add(v, nil)
+}
+
+func (g *ggufPlanner) addPaired(v *viewTensor, heads int64) error {
+	s := v.spec.Shape
+	if len(s) == 0 || len(s) > 2 || s[0]%(2*heads) != 0 || s[0] == 0 {
+		return g.errorf("tensor %q: its shape %v is not that of %d heads of an even number of rows", v.parts[0].Name, s, heads)
+	}
+	v.head = s[0] / heads
 	return g.add(v, nil)
 }
 
@@ -330,10 +332,17 @@ func (g *ggufPlanner) checkComplete() error {
 	if !ok {
 		return g.errorf("there is no embedding of tokens")
 	}
+	norm := "attn_norm"
+	if g.family.Name == "bert" {
+		norm = "attn_output_norm" // there is none in front
+	}
 	for layer := range g.layers {
-		if _, ok := g.view.tensors[fmt.Sprintf("blk.%d.attn_norm.weight", layer)]; !ok {
-			return g.errorf("layer %d of %d has no %s: tensors are missing", layer, g.layers, "input norm")
+		if _, ok := g.view.tensors[fmt.Sprintf("blk.%d.%s.weight", layer, norm)]; !ok {
+			return g.errorf("layer %d of %d has no %s: tensors are missing", layer, g.layers, norm)
 		}
+	}
+	if len(v.spec.Shape) != 2 {
+		return g.errorf("tensor %q: its shape %v is not that of an embedding", v.parts[0].Name, v.spec.Shape)
 	}
 	if rows := v.spec.Shape[0]; rows != g.tokens {
 		return g.errorf("the embedding has %d rows, the tokenizer with config.json's vocab_size %d tokens: resize the embedding, or set vocab_size to its rows",

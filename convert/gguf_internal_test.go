@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/loratool/loratool/formats/arch"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/plan"
@@ -55,6 +56,58 @@ func TestPairedReader(t *testing.T) {
 	r := &pairedReader{bytes.NewReader(make([]byte, 7)), 2, 2, 8}
 	if _, err := r.ReadAt(make([]byte, 8), 0); err != io.ErrUnexpectedEOF {
 		t.Errorf("a source that ends early: %v", err)
+	}
+}
+
+// TestTurnedReader compares with the definition, element by element, for reads that begin
+// and end anywhere, within elements and over runs.
+func TestTurnedReader(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 1))
+	for _, c := range []struct{ rows, cols, element int64 }{{1, 1, 1}, {3, 5, 1}, {5, 3, 2}, {7, 4, 4}, {2, 9, 8}, {1, 300, 4}, {300, 1, 2}, {700, 900, 2}, {300_000, 3, 4}} {
+		src := make([]byte, c.rows*c.cols*c.element)
+		for i := range src {
+			src[i] = byte(rng.Uint32())
+		}
+		want := make([]byte, 0, len(src))
+		for j := range c.cols {
+			for i := range c.rows {
+				at := (i*c.cols + j) * c.element
+				want = append(want, src[at:at+c.element]...)
+			}
+		}
+		r := &turnedReader{bytes.NewReader(src), c.rows, c.cols, c.element}
+		got, err := io.ReadAll(io.NewSectionReader(r, 0, int64(len(src))+9))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%+v: not the transpose (%v)", c, err)
+		}
+		for range 20 {
+			off := rng.Int64N(int64(len(src)) + 2)
+			p := make([]byte, rng.IntN(len(src)+3))
+			n, err := r.ReadAt(p, off)
+			end := min(off+int64(len(p)), int64(len(src)))
+			if full := off+int64(len(p)) <= int64(len(src)); (err == nil) != full && len(p) > 0 || err != nil && err != io.EOF {
+				t.Fatalf("%+v: reading %d at %d: %v", c, len(p), off, err)
+			}
+			if off <= end && !bytes.Equal(p[:n], want[off:end]) || n != int(max(end-off, 0)) {
+				t.Fatalf("%+v: reading %d at %d: other bytes", c, len(p), off)
+			}
+		}
+	}
+	r := &turnedReader{bytes.NewReader(make([]byte, 7)), 2, 2, 2}
+	if _, err := r.ReadAt(make([]byte, 8), 0); err != io.ErrUnexpectedEOF {
+		t.Errorf("a source that ends early: %v", err)
+	}
+	if _, err := r.ReadAt(make([]byte, 8), -1); err == nil {
+		t.Error("a read before the beginning")
+	}
+}
+
+// TestFamilyKeys guards that whatever has names has keys.
+func TestFamilyKeys(t *testing.T) {
+	for _, class := range arch.GGUFArchitectures() {
+		if f, _ := arch.GGUFOf(class); ggufFamilyKeys[f.Name] == nil {
+			t.Errorf("%s: no keys for %s", class, f.Name)
+		}
 	}
 }
 

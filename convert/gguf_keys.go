@@ -21,9 +21,10 @@ var ggufFamilyKeys = map[string]func(*ggufPlanner) error{
 	"gemma":    (*ggufPlanner).gemmaKeys,
 	"gemma2":   (*ggufPlanner).gemma2Keys,
 	"gemma3":   (*ggufPlanner).gemma3Keys,
+	"phi3":     (*ggufPlanner).phi3Keys,
+	"gpt2":     (*ggufPlanner).gpt2Keys,
+	"bert":     (*ggufPlanner).bertKeys,
 }
-
-func hasKeys(family string) bool { return ggufFamilyKeys[family] != nil }
 
 // fileTypes are the numbers of general.file_type.
 var fileTypes = map[tensor.DType]uint32{tensor.F32: 0, tensor.F16: 1, tensor.BF16: 32}
@@ -398,6 +399,7 @@ func (g *ggufPlanner) rope() (*ropeParams, error) {
 			all.Set("rope_type", kind)
 		}
 	}
+	mirror("partial_rotary_factor", "partial_rotary_factor", "rope_pct", "rope_percent")
 	mirror("original_max_position_embeddings", "original_max_position_embeddings")
 	return r, nil
 }
@@ -496,9 +498,16 @@ func (r *ropeParams) scalingKeys(kind string) error {
 
 // addExtras adds the tensors that are computed from the config, which come first.
 func (g *ggufPlanner) addExtras() error {
-	if g.family.Name != "llama" {
-		return nil
+	switch g.family.Name {
+	case "llama":
+		return g.llama3Factors()
+	case "phi3":
+		return g.longFactors()
 	}
+	return nil
+}
+
+func (g *ggufPlanner) llama3Factors() error {
 	r, err := g.rope()
 	if err != nil {
 		return err
@@ -510,8 +519,13 @@ func (g *ggufPlanner) addExtras() error {
 	if err != nil {
 		return err
 	}
+	return g.addFactors("rope_freqs.weight", factors)
+}
+
+// addFactors adds numbers that are in no file.
+func (g *ggufPlanner) addFactors(name string, factors []float32) error {
 	v := &viewTensor{data: encodeF32(factors)}
-	v.spec = tensor.Spec{Name: "rope_freqs.weight", DType: tensor.F32, Shape: tensor.Shape{int64(len(factors))}}
+	v.spec = tensor.Spec{Name: name, DType: tensor.F32, Shape: tensor.Shape{int64(len(factors))}}
 	return g.add(v, nil)
 }
 

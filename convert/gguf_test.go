@@ -83,7 +83,7 @@ func TestGGUFGolden(t *testing.T) {
 			}
 		})
 	}
-	if len(cases) < 11 {
+	if len(cases) < 23 {
 		t.Errorf("only %d cases", len(cases))
 	}
 }
@@ -157,7 +157,7 @@ func write(text string) func(string) string { return func(string) string { retur
 
 // TestGGUFRefusals has models that can't become GGUF files, and what the error names.
 func TestGGUFRefusals(t *testing.T) {
-	const config, fast = "config.json", "tokenizer.json"
+	const config, fast, pooling, phi3 = "config.json", "tokenizer.json", "1_Pooling/config.json", "Phi-3-mini-128k-instruct"
 	type changes = map[string]func(string) string
 	for _, c := range []struct {
 		name, model string
@@ -166,7 +166,6 @@ func TestGGUFRefusals(t *testing.T) {
 		want        []string
 	}{
 		{"another architecture", "qwen3", changes{config: replace("Qwen3ForCausalLM", "NewForCausalLM")}, convert.Options{}, []string{"NewForCausalLM", "LlamaForCausalLM"}},
-		{"a family without keys", "qwen3", changes{config: replace("Qwen3ForCausalLM", "GPT2LMHeadModel")}, convert.Options{}, []string{"GPT2LMHeadModel: there are no tables"}},
 		{"no architecture", "qwen3", changes{config: replace("architectures", "architecture")}, convert.Options{}, []string{"names no architectures"}},
 		{"no config", "qwen3", changes{config: nil}, convert.Options{}, []string{"no config.json"}},
 		{"quantized by others", "qwen3", changes{config: replace("{", `{"quantization_config":{"quant_method":"gptq"},`)}, convert.Options{}, []string{`quantized ("gptq")`}},
@@ -194,6 +193,35 @@ func TestGGUFRefusals(t *testing.T) {
 		{"more tokens than rows", "qwen3", changes{config: replace(`"vocab_size": 48`, `"vocab_size": 17`)}, convert.Options{}, []string{"ids up to 17", "vocab_size of 17"}},
 		{"fewer tokens than rows", "qwen3", changes{config: replace(`"vocab_size": 48`, `"vocab_size": 40`)}, convert.Options{}, []string{"48 rows", "40 tokens"}},
 		{"a broken tokenizer", "qwen3", changes{fast: replace("{", "[")}, convert.Options{}, []string{"tokenizer.json"}},
+		{"factors that do not fit", phi3, changes{config: replace("4.25\n", "4.25,\n1\n")}, convert.Options{}, []string{"long_factor of 3", "expected 2"}},
+		{"factors that are no numbers", phi3, changes{config: replace("4.25", `"4.25"`)}, convert.Options{}, []string{"long_factor"}},
+		{"factors of another scaling", phi3, changes{config: replace(`"su"`, `"linear"`)}, convert.Options{}, []string{`"linear"`, "longrope"}},
+		{"a scaling without factors", phi3, changes{config: replace("long_factor", "longer")}, convert.Options{}, []string{`"su" without a long_factor`}},
+		{"no original length", phi3, changes{config: replace("original_max", "first_max")}, convert.Options{}, []string{"original_max_position_embeddings"}},
+		{"more dimensions than there are", phi3, changes{config: replace("{", `{"partial_rotary_factor": 1.5,`)}, convert.Options{}, []string{"partial_rotary_factor is 1.5"}},
+		{"another activation", phi3, changes{config: replace("{", `{"hidden_act": "relu",`)}, convert.Options{}, []string{`hidden_act is "relu"`, "silu"}},
+		{"no base", phi3, changes{config: replace("rope_theta", "theta")}, convert.Options{}, []string{"no rope_theta"}},
+		{"Phi without pieces", phi3, changes{"tokenizer.model": nil}, convert.Options{}, []string{"no tokenizer.model"}},
+		{"a layer of another width", "gpt2", changes{config: replace(`"n_inner": null`, `"n_inner": 32`)}, convert.Options{}, []string{"n_inner is 32", "64"}},
+		{"attention scaled by layer", "gpt2", changes{config: replace("{", `{"scale_attn_by_inverse_layer_idx": true,`)}, convert.Options{}, []string{"scale_attn_by_inverse_layer_idx"}},
+		{"attention that is not scaled", "gpt2", changes{config: replace("{", `{"scale_attn_weights": false,`)}, convert.Options{}, []string{"scale_attn_weights is false"}},
+		{"more positions", "gpt2", changes{config: replace(`"n_ctx": 32`, `"n_ctx": 64`)}, convert.Options{}, []string{"wpe.weight", "n_ctx = 64"}},
+		{"no epsilon", "gpt2", changes{config: replace("layer_norm_epsilon", "epsilon")}, convert.Options{}, []string{"no layer_norm_epsilon"}},
+		{"BERT that writes", "bert-mean", changes{config: replace("{", `{"is_decoder": true,`)}, convert.Options{}, []string{"is_decoder is true"}},
+		{"relative positions", "bert-mean", changes{config: replace("{", `{"position_embedding_type": "relative_key",`)}, convert.Options{}, []string{`"relative_key"`, "absolute"}},
+		{"more segments", "bert-mean", changes{config: replace(`"type_vocab_size": 2`, `"type_vocab_size": 3`)}, convert.Options{}, []string{"token_type_embeddings", "type_vocab_size = 3"}},
+		{"a module that is computed", "bert-mean", changes{"modules.json": replace("models.Normalize", "models.Dense")}, convert.Options{}, []string{"modules.json", "models.Dense", "Normalize"}},
+		{"two poolings", "bert-mean", changes{pooling: replace("{", `{"pooling_mode_cls_token": true,`)}, convert.Options{}, []string{pooling, "pooling_mode_cls_token, pooling_mode_mean_tokens", "lasttoken"}},
+		{"another pooling", "bert-cls", changes{pooling: replace("cls", "max")}, convert.Options{}, []string{pooling, `"max"`}},
+		{"no pooling", "bert-cls", changes{pooling: nil}, convert.Options{}, []string{pooling, "no such file"}},
+		{"a pooling elsewhere", "bert-cls", changes{"modules.json": replace("1_Pooling", "../1_Pooling")}, convert.Options{}, []string{"modules.json", "leaves the folder"}},
+		{"modules that are none", "bert-cls", changes{"modules.json": write("{}")}, convert.Options{}, []string{"modules.json"}},
+		{"BERT with another model of tokens", "bert-cls", changes{fast: replace(`"type": "WordPiece",
+  "unk`, `"type": "BPE",
+  "unk`)}, convert.Options{}, []string{`"BPE"`, "WordPiece"}},
+		{"another mark", "bert-cls", changes{fast: replace(`"continuing_subword_prefix": "##"`, `"continuing_subword_prefix": "@@"`)}, convert.Options{}, []string{`"@@"`}},
+		{"another split", "bert-cls", changes{fast: replace("BertPreTokenizer", "Whitespace")}, convert.Options{}, []string{`pre_tokenizer is "Whitespace"`}},
+		{"Chinese as words", "bert-cls", changes{fast: replace(`"handle_chinese_chars": true`, `"handle_chinese_chars": false`)}, convert.Options{}, []string{"handle_chinese_chars"}},
 		{"a broken model of pieces", "linear", changes{"tokenizer.model": write("\x0a\xff")}, convert.Options{}, []string{"tokenizer.model"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -234,7 +262,10 @@ func TestGGUFTensors(t *testing.T) {
 			x(expert+"1.w1.weight", tensor.F16, 2, 4), x(expert+"1.w2.weight", tensor.BF16, 2, 4), x(expert+"1.w3.weight", tensor.F16, 2, 4)}, "matrices of one type and shape"},
 		{"a stack that can't be halved", "Qwen3MoeForCausalLM", []stored{embedding, x("model.layers.0.mlp.experts.gate_up_proj", tensor.F16, 2, 3, 4)}, "gates and ups"},
 		{"heads of an odd size", "LlamaForCausalLM", []stored{embedding, x("model.layers.0.self_attn.q_proj.weight", tensor.F16, 6, 4)}, "an even number of rows"},
+		{"heads that are no matrix", "LlamaForCausalLM", []stored{embedding, x("model.layers.0.self_attn.q_proj.weight", tensor.F16)}, "an even number of rows"},
+		{"a vector to transpose", "GPT2LMHeadModel", []stored{x("wte.weight", tensor.F16, 3, 4), x("h.0.mlp.c_fc.weight", tensor.F16, 6)}, "a matrix of (in, out)"},
 		{"no layers", "LlamaForCausalLM", []stored{embedding}, "layer 0 of 1"},
+		{"an embedding that is no matrix", "LlamaForCausalLM", []stored{x("model.embed_tokens.weight", tensor.F16), x("model.layers.0.input_layernorm.weight", tensor.F16, 4)}, "not that of an embedding"},
 		{"no embedding", "LlamaForCausalLM", []stored{x("model.norm.weight", tensor.F16, 4)}, "no embedding"},
 	} {
 		dir := writeModel(t, "model.safetensors", map[string]string{

@@ -29,6 +29,7 @@ type viewTensor struct {
 	head   int64         // rows of a head whose halves become pairs; 0 for none
 	half   bool          // half of the rows of each matrix of a stack
 	second bool          // the second half
+	turned bool          // the part is the transpose
 }
 
 // Specs returns the tensors in the order of the GGUF file.
@@ -61,6 +62,8 @@ func (v *View) Open(name string) (io.ReaderAt, error) {
 				all = append(all, piece{io.NewSectionReader(src, from, each), each})
 			}
 			continue
+		case t.turned:
+			src = &turnedReader{src, s.Shape[0], s.Shape[1], int64(s.DType.Bits() / 8)}
 		case t.head > 0:
 			src = &pairedReader{src, s.Size() / s.Shape[0], t.head, s.Size()}
 		}
@@ -187,6 +190,79 @@ func (r *pairedReader) run(buffer *[]byte, p []byte, off int64) (int, error) {
 		skip = 0
 	}
 	return done, nil
+}
+
+// turnedReader is the transpose of a matrix: the element in row i and column j is the one
+// in row j and column i of the source.
+type turnedReader struct {
+	src        io.ReaderAt
+	rows, cols int64 // of the source
+	element    int64 // bytes
+}
+
+// turnedRun bounds what is turned at a time, one row at least.
+const turnedRun = 1 << 20
+
+func (r *turnedReader) ReadAt(p []byte, off int64) (int, error) {
+	row, size := r.rows*r.element, r.rows*r.cols*r.element
+	if off < 0 {
+		return 0, &saferead.RangeError{Offset: off, Length: int64(len(p)), Size: size}
+	}
+	short := int64(len(p)) > size-off
+	if short {
+		p = p[:max(size-off, 0)]
+	}
+	buffer := turnedRuns.Get().(*[]byte)
+	defer turnedRuns.Put(buffer)
+	for done := 0; done < len(p); {
+		first, skip := (off+int64(done))/row, (off+int64(done))%row
+		n := min((skip+int64(len(p)-done)-1)/row+1, max(turnedRun/row, 1))
+		turned, err := r.turn(buffer, first, n)
+		if err != nil {
+			return done, err
+		}
+		done += copy(p[done:], turned[skip:])
+	}
+	if short {
+		return len(p), io.EOF
+	}
+	return len(p), nil
+}
+
+var turnedRuns = sync.Pool{New: func() any { return new([]byte) }}
+
+// turn returns n rows of the transpose: as many columns of the source, of which each
+// row has a short run.
+func (r *turnedReader) turn(buffer *[]byte, first, n int64) ([]byte, error) {
+	row, run := r.rows*r.element, n*r.element
+	if int64(cap(*buffer)) < n*row+run {
+		*buffer = make([]byte, n*row+run)
+	}
+	turned, read := (*buffer)[:n*row], (*buffer)[n*row:n*row+run]
+	for i := range r.rows {
+		if got, err := r.src.ReadAt(read, (i*r.cols+first)*r.element); int64(got) < run {
+			if err == nil || err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+		to := turned[i*r.element:]
+		switch r.element {
+		case 2:
+			for j := range n {
+				*(*[2]byte)(to[j*row:]) = [2]byte(read[2*j:])
+			}
+		case 4:
+			for j := range n {
+				*(*[4]byte)(to[j*row:]) = [4]byte(read[4*j:])
+			}
+		default:
+			for j := range n {
+				copy(to[j*row:j*row+r.element], read[j*r.element:])
+			}
+		}
+	}
+	return turned, nil
 }
 
 // encodeF32 is numbers as they are stored.

@@ -25,6 +25,9 @@ type vocabulary struct {
 	types   []int32
 	merges  []string
 	special *specials
+	// segments are the types of positions that a WordPiece model tells apart: the first
+	// text of a pair, the second one.
+	segments uint32
 }
 
 // The types of tokens in GGUF.
@@ -107,20 +110,36 @@ func (g *ggufPlanner) readVocabulary() error {
 	if err != nil {
 		return err
 	}
-	byExperts := strings.HasSuffix(g.family.Name, "moe") // of which the converter takes BPE only
+	bytesOnly := g.bytesOnly(config)
 	switch {
-	case hasPieces && !byExperts:
+	case hasPieces && !bytesOnly:
 		err = g.sentencePieces(pieces, fast, config)
-	case g.family.Name == "gemma", g.family.Name == "gemma2":
+	case g.family.Name == "gemma", g.family.Name == "gemma2", g.family.Name == "phi3" && !bytesOnly:
 		err = g.errorf("no %s: the tokenizer of this family can only be converted from it", sentencePieceFile)
 	case fast == nil:
 		err = g.errorf("no tokenizer: neither %s nor %s", sentencePieceFile, fastFile)
+	case g.family.Name == "bert":
+		err = g.wordPieces(fast, config)
 	case fast.ByteFallback:
 		err = g.errorf("its %s is a SentencePiece model in the form of the tokenizers library: put the %s it was made from beside it", fastFile, sentencePieceFile)
 	default:
 		err = g.bytePairs(fast, config)
 	}
 	return err
+}
+
+// bytesOnly reports whether the converter takes BPE over bytes, whatever else there is: of
+// the families of experts and GPT-2, and of a Phi whose tokenizer is GPT-2's. That of
+// BERT knows no SentencePiece either.
+func (g *ggufPlanner) bytesOnly(config *strictjson.Object) bool {
+	switch {
+	case strings.HasSuffix(g.family.Name, "moe"), g.family.Name == "gpt2", g.family.Name == "bert":
+		return true
+	case g.family.Name == "phi3" && config != nil:
+		class, _ := config.String("tokenizer_class")
+		return class == "GPT2Tokenizer"
+	}
+	return false
 }
 
 func (g *ggufPlanner) readFast() (*tokenizer.Fast, error) {
@@ -153,7 +172,7 @@ func (g *ggufPlanner) sentencePieces(data []byte, fast *tokenizer.Fast, config *
 	for i, p := range pieces[:min(size, int64(len(pieces)))] {
 		v.tokens[i], v.scores[i], v.types[i] = p.Text, p.Score, pieceTypes[p.Type]
 	}
-	beyond, err := g.addedPieces(v, config)
+	beyond, err := g.addedPieces(v, fast, config)
 	if err != nil {
 		return err
 	}
@@ -179,8 +198,9 @@ var pieceTypes = map[tokenizer.PieceType]int32{
 }
 
 // addedPieces puts the tokens in their places that were added behind a SentencePiece
-// model, and names those that have none.
-func (g *ggufPlanner) addedPieces(v *vocabulary, config *strictjson.Object) (beyond []string, err error) {
+// model, and names those that have none. The converter of Phi 3 looks into tokenizer.json
+// too, and takes tokens as they are written.
+func (g *ggufPlanner) addedPieces(v *vocabulary, fast *tokenizer.Fast, config *strictjson.Object) (beyond []string, err error) {
 	added, err := g.object(addedTokensFile)
 	if err != nil {
 		return nil, err
@@ -205,12 +225,19 @@ func (g *ggufPlanner) addedPieces(v *vocabulary, config *strictjson.Object) (bey
 	if err != nil {
 		return nil, err
 	}
+	literal := g.family.Name == "phi3"
+	if literal && fast != nil {
+		decoder = append(decoder, fast.Added...)
+	}
 	for _, t := range decoder {
-		if t.Special || looksSpecial(t.Content) {
+		switch {
+		case t.Special, !literal && looksSpecial(t.Content):
 			place(t.ID, t.Content, tokenControl)
-			continue
+		case literal:
+			place(t.ID, t.Content, tokenUserDefined)
+		default:
+			place(t.ID, strings.ReplaceAll(t.Content, "\u2581", " "), tokenUserDefined)
 		}
-		place(t.ID, strings.ReplaceAll(t.Content, "\u2581", " "), tokenUserDefined)
 	}
 	return beyond, nil
 }
@@ -271,6 +298,21 @@ func (g *ggufPlanner) bytePairs(fast *tokenizer.Fast, config *strictjson.Object)
 	if err := g.preTokenizer(v, fast); err != nil {
 		return err
 	}
+	if err := g.indexTokens(v, fast, config); err != nil {
+		return err
+	}
+	for _, m := range fast.Merges {
+		// A space in a part would be taken for the one between the parts.
+		v.merges = append(v.merges, strings.ReplaceAll(m[0], " ", "\u0120")+" "+strings.ReplaceAll(m[1], " ", "\u0120"))
+	}
+	g.vocab = v
+	var err error
+	v.special, err = g.specialTokens(defaultSpecials, -1, fast, config)
+	return err
+}
+
+// indexTokens lists the tokens of tokenizer.json by their ids, up to vocab_size.
+func (g *ggufPlanner) indexTokens(v *vocabulary, fast *tokenizer.Fast, config *strictjson.Object) error {
 	added, err := g.addedTokens(fast, config)
 	if err != nil {
 		return err
@@ -305,13 +347,7 @@ func (g *ggufPlanner) bytePairs(fast *tokenizer.Fast, config *strictjson.Object)
 		}
 		v.tokens, v.types = append(v.tokens, token), append(v.types, kind)
 	}
-	for _, m := range fast.Merges {
-		// A space in a part would be taken for the one between the parts.
-		v.merges = append(v.merges, strings.ReplaceAll(m[0], " ", "\u0120")+" "+strings.ReplaceAll(m[1], " ", "\u0120"))
-	}
-	g.vocab = v
-	v.special, err = g.specialTokens(defaultSpecials, -1, fast, config)
-	return err
+	return nil
 }
 
 // preTokenizer settles how text is split before the merges.
@@ -423,6 +459,9 @@ func (g *ggufPlanner) checkAdded(fast *tokenizer.Fast) error {
 func (g *ggufPlanner) vocabularyKeys() {
 	const prefix = "tokenizer.ggml."
 	v := g.vocab
+	if v.segments > 0 {
+		set(g, prefix+"token_type_count", v.segments)
+	}
 	if g.family.Name == "llama" && v.special.spacePrefix != nil {
 		set(g, prefix+"add_space_prefix", *v.special.spacePrefix)
 	}

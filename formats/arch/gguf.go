@@ -44,7 +44,8 @@ type GGUFFamily struct {
 	Architectures []string // of config.json
 	Prefix        string   // that tensors of the decoder have, in files of some classes
 	Renames       []Rename
-	Dropped       []string // tensors without a place in GGUF, by the end of their name
+	Suffixes      map[string]string // what older files have for .weight and .bias
+	Dropped       []string          // tensors without a place in GGUF, by the end of their name
 }
 
 // GGUFTensor is what a tensor of Hugging Face becomes in GGUF.
@@ -114,6 +115,11 @@ func (f *GGUFFamily) IsDropped(name string) bool {
 // and ups, none if the name is not known.
 func (f *GGUFFamily) FromHF(name string) []GGUFTensor {
 	var found []GGUFTensor
+	for older, newer := range f.Suffixes {
+		if module, ok := strings.CutSuffix(name, older); ok {
+			name = module + newer
+		}
+	}
 	module, suffix := cutSuffix(name)
 	for _, r := range f.Renames {
 		numbers, ok := match(r.HF, module)

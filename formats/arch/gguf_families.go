@@ -150,10 +150,12 @@ var ggufFamilies = []GGUFFamily{
 	},
 	{
 		Name: "bert", Prefix: "bert.", Architectures: []string{"BertModel", "BertForMaskedLM"},
+		Suffixes: map[string]string{".gamma": ".weight", ".beta": ".bias"},
 		Dropped: []string{"embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias", "cls.predictions.bias",
 			"cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "cls.predictions.transform.dense.weight",
 			"cls.predictions.transform.dense.bias", "cls.predictions.transform.LayerNorm.weight",
-			"cls.predictions.transform.LayerNorm.bias", "cls.seq_relationship.weight", "cls.seq_relationship.bias"},
+			"cls.predictions.transform.LayerNorm.bias",
+			"cls.predictions.transform.LayerNorm.gamma", "cls.predictions.transform.LayerNorm.beta", "cls.seq_relationship.weight", "cls.seq_relationship.bias"},
 		Renames: []Rename{
 			{"bert.embeddings.word_embeddings", "token_embd", Same},
 			{"bert.embeddings.token_type_embeddings", "token_types", Same},

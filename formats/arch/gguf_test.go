@@ -84,6 +84,8 @@ func TestGGUFChanges(t *testing.T) {
 		{"GPT2LMHeadModel", "h.0.mlp.c_fc.bias", []arch.Change{arch.Same}},
 		{"BertModel", "encoder.layer.0.output.dense.weight", []arch.Change{arch.Same}},
 		{"BertForMaskedLM", "bert.encoder.layer.0.output.dense.weight", []arch.Change{arch.Same}},
+		{"BertModel", "encoder.layer.0.output.LayerNorm.gamma", []arch.Change{arch.Same}},
+		{"GPT2LMHeadModel", "transformer.h.0.ln_1.gamma", nil},
 		{"LlamaForCausalLM", "model.layers.01.self_attn.q_proj.weight", nil},
 		{"LlamaForCausalLM", "model.layers.-1.self_attn.q_proj.weight", nil},
 		{"LlamaForCausalLM", "model.layers.x.self_attn.q_proj.weight", nil},

@@ -58,9 +58,11 @@ quantization_config are left out. Any other quantized model is an error.
 An OUT that ends in .gguf is what llama.cpp's converter makes of the same folder, byte
 for byte: names, rows, experts, hyperparameters, tokenizer, chat template. --dtype is
 f32, f16 or bf16, without it that of the model if it has 16 bits, else f16. There are
-tables for Llama, Mistral, Mixtral, Qwen2, Qwen3, their models of experts, and Gemma 1
-to 3; anything else is an error that names it. The pre-tokenizer is told from the
-regular expressions in tokenizer.json; --pre overrules them.
+tables for Llama, Mistral, Mixtral, Qwen2, Qwen3, their models of experts, Gemma 1 to
+3, Phi 3 and 4, GPT-2, and BERT, also of sentence-transformers; anything else is an
+error that names it, and so is a module behind a BERT that GGUF has no place for. The
+pre-tokenizer is told from the regular expressions in tokenizer.json; --pre overrules
+them.
 
 A finite value that the new type has no room for - f16 ends at 65504 - is an error
 that names the tensor. Nothing is written then. A run that was killed leaves a

@@ -209,6 +209,102 @@ def weights(dtype, head=None, biases=False, head_norms=False, experts=None, fuse
     return made
 
 
+def noise(dtype, shapes):
+    generator = torch.Generator().manual_seed(7)
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def phi3_weights(dtype, tied=False, layers=LAYERS):
+    """Queries, keys and values in one matrix, and gates and ups."""
+    head = HIDDEN // HEADS
+    shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    if not tied:
+        shapes["lm_head.weight"] = (VOCAB, HIDDEN)
+    for i in range(layers):
+        for module, shape in (("input_layernorm", (HIDDEN,)), ("post_attention_layernorm", (HIDDEN,)), ("mlp.gate_up_proj", (2 * FF, HIDDEN)),
+                              ("self_attn.qkv_proj", ((HEADS + 2 * KV) * head, HIDDEN)), ("self_attn.o_proj", (HIDDEN, HIDDEN)),
+                              ("mlp.down_proj", (HIDDEN, FF))):
+            shapes[f"model.layers.{i}.{module}.weight"] = shape
+    return noise(dtype, shapes)
+
+
+def gpt2_weights(dtype, prefix="", head=False, layers=LAYERS):
+    """Matrices are stored as (in, out)."""
+    shapes = {prefix + "wte.weight": (VOCAB, HIDDEN), prefix + "wpe.weight": (32, HIDDEN)}
+    if head:
+        shapes["lm_head.weight"] = (VOCAB, HIDDEN)
+    modules = [(prefix + "ln_f", (HIDDEN,))]
+    for i in range(layers):
+        modules += [(f"{prefix}h.{i}.{m}", shape) for m, shape in (
+            ("ln_1", (HIDDEN,)), ("ln_2", (HIDDEN,)), ("attn.c_attn", (HIDDEN, 3 * HIDDEN)), ("attn.c_proj", (HIDDEN, HIDDEN)),
+            ("mlp.c_fc", (HIDDEN, 4 * HIDDEN)), ("mlp.c_proj", (4 * HIDDEN, HIDDEN)))]
+    for module, shape in modules:
+        shapes[module + ".weight"], shapes[module + ".bias"] = shape, shape[-1:]
+    return noise(dtype, shapes)
+
+
+def bert_weights(dtype, prefix="", norm=("weight", "bias"), head=False, layers=LAYERS):
+    shapes = {f"{prefix}embeddings.{t}_embeddings.weight": (rows, HIDDEN) for t, rows in (("word", VOCAB), ("position", 32), ("token_type", 2))}
+    modules = [("pooler.dense", (HIDDEN, HIDDEN))]
+    norms = ["embeddings.LayerNorm"]
+    for i in range(layers):
+        layer = f"encoder.layer.{i}."
+        modules += [(layer + "attention." + m, (HIDDEN, HIDDEN)) for m in ("self.query", "self.key", "self.value", "output.dense")]
+        modules += [(layer + "intermediate.dense", (2 * FF, HIDDEN)), (layer + "output.dense", (HIDDEN, 2 * FF))]
+        norms += [layer + "attention.output.LayerNorm", layer + "output.LayerNorm"]
+    for module, shape in modules:
+        shapes[prefix + module + ".weight"], shapes[prefix + module + ".bias"] = shape, shape[:1]
+    for module in norms:
+        shapes |= {f"{prefix}{module}.{n}": (HIDDEN,) for n in norm}
+    if head:
+        shapes |= {"cls.predictions.bias": (VOCAB,), "cls.predictions.transform.dense.weight": (HIDDEN, HIDDEN),
+                   "cls.predictions.transform.LayerNorm.gamma": (HIDDEN,), "cls.seq_relationship.weight": (2, HIDDEN)}
+    return noise(dtype, shapes)
+
+
+def phi3_files():
+    """SentencePiece, and tokens added in each of the three places; the last one counts."""
+    files = sentencepiece_files(chat_template="phi")
+    settings = files["tokenizer_config.json"]
+    del settings["added_tokens_decoder"]["99"]
+    settings["tokenizer_class"] = "LlamaTokenizer"
+    files["tokenizer.json"] = {"version": "1.0", "normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": [
+        {"id": 2, "content": "</s>", "special": False, "normalized": False}, {"id": 21, "content": "my\u2581word", "special": True, "normalized": False},
+        {"id": 30, "content": "<|end|>", "special": False, "normalized": False}]}
+    return files
+
+
+def wordpiece_files(pooling, **normalizer):
+    words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "##b", "##s", "\u00e9", "\u6211", "!", "#", "##", "[added]"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    added = [{"id": words.index(t), "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": t in special}
+             for t in special + ["[added]"]]
+    cls, sep = ({"SpecialToken": {"id": t, "type_id": 0}} for t in ("[CLS]", "[SEP]"))
+    a, b = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True, **normalizer},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "TemplateProcessing", "single": [cls, a, sep], "pair": [cls, a, sep, b, sep], "special_tokens": {
+            t: {"id": t, "ids": [words.index(t)], "tokens": [t]} for t in ("[CLS]", "[SEP]")}},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+                  "vocab": {t: i for i, t in enumerate(words)}},
+    }
+    settings = {t + "_token": f"[{t.upper()}]" for t in ("pad", "unk", "cls", "sep", "mask")} | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings, "1_Pooling/config.json": pooling, "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}]}
+
+
+# Settings that only decoders with rotary embeddings have.
+UNROTATED = dict(rms_norm_eps=None, rope_theta=None, num_key_value_heads=None)
+GPT2 = dict(UNROTATED, hidden_size=None, intermediate_size=None, num_hidden_layers=None, num_attention_heads=None, max_position_embeddings=None,
+            n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_positions=32, n_ctx=32, n_inner="null", layer_norm_epsilon=1e-5, bos_token_id=13, eos_token_id=13)
+BERT = dict(UNROTATED, max_position_embeddings=32, intermediate_size=2 * FF, layer_norm_eps=1e-12, type_vocab_size=2, hidden_act="gelu", bos_token_id=None, eos_token_id=None, pad_token_id=0)
+
+
 AROUND = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 CARD = """---
 license: apache-2.0
@@ -261,6 +357,20 @@ CASES = [
     ("gemma3", "Gemma3ForCausalLM", "gemma3_text", dict(head_dim=8, rope_theta=None, sliding_window=16, rope_parameters={
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}),
      dict(dtype=torch.bfloat16, head=8, norms=AROUND, head_norms=True, tied=True), sentencepiece_files(), "f32", None, False),
+    ("Phi-3-mini-128k-instruct", "Phi3ForCausalLM", "phi3", dict(sliding_window=64, original_max_position_embeddings=32, rope_scaling={
+        "type": "su", "long_factor": [1.5, 4.25], "short_factor": [1.05, 2]}), phi3_weights(torch.bfloat16), phi3_files(), "auto", None, True),
+    ("phi4", "Phi3ForCausalLM", "phi3", dict(num_hidden_layers=1, sliding_window="null", original_max_position_embeddings=128, partial_rotary_factor=0.5, rope_scaling="null"),
+     phi3_weights(torch.float16, tied=True, layers=1), bpe_files(LLAMA_REGEX, tokenizer_class="GPT2Tokenizer"), "f16", "llama-bpe", False),
+    ("phi3-yarn", "Phi3ForCausalLM", "phi3", dict(num_hidden_layers=1, rope_theta=None, rope_parameters={
+        "rope_type": "yarn", "long_factor": [1.5], "short_factor": [1.25], "rope_theta": 5e4, "original_max_position_embeddings": 48,
+        "partial_rotary_factor": 0.5}), phi3_weights(torch.bfloat16, layers=1), phi3_files(), "bf16", None, False),
+    ("gpt2", "GPT2LMHeadModel", "gpt2", GPT2, gpt2_weights(torch.float32), bpe_files(), "auto", "gpt-2", False),
+    ("gpt2-head", "GPT2LMHeadModel", "gpt2", dict(GPT2, n_layer=1, tie_word_embeddings=False), gpt2_weights(torch.bfloat16, "transformer.", head=True, layers=1),
+     bpe_files(), "auto", "gpt-2", True),
+    ("bert-mean", "BertModel", "bert", BERT, bert_weights(torch.float32), wordpiece_files({"word_embedding_dimension": HIDDEN, "pooling_mode_mean_tokens": True}),
+     "f16", "jina-v2-en", False),
+    ("bert-cls", "BertForMaskedLM", "bert", dict(BERT, num_hidden_layers=1), bert_weights(torch.float16, "bert.", ("gamma", "beta"), head=True, layers=1),
+     wordpiece_files({"pooling_mode": "cls"}, lowercase=False, strip_accents=False), "auto", "jina-v2-en", False),
 ]
 
 
@@ -269,11 +379,12 @@ def write_model(folder, case):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config(architecture, model_type, **settings), indent=1))
     for file, content in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
         if isinstance(content, bytes):
             (folder / file).write_bytes(content)
         else:
             (folder / file).write_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=1))
-    tensors = weights(**made)
+    tensors = weights(**made) if "dtype" in made else made
     if not sharded:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return
