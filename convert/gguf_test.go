@@ -2,8 +2,10 @@ package convert_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -77,15 +79,62 @@ func TestGGUFGolden(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				if c.Name == "fallback" {
+					got = sameScores(t, got)
+				}
 				if !bytes.Equal(got, want) {
 					t.Fatal(difference(t, got, want))
 				}
 			}
 		})
 	}
-	if len(cases) < 23 {
+	if len(cases) < 24 {
 		t.Errorf("only %d cases", len(cases))
 	}
+}
+
+// sameScores gives all tokens the score that the converter gives to those of a model that
+// has none. What they were is looked at first: in the order of the merges.
+func sameScores(t *testing.T, file []byte) []byte {
+	t.Helper()
+	f, err := gguf.New(bytes.NewReader(file), int64(len(file)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := mustGet(t, f, "tokenizer.ggml.tokens").Strings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	scores, err := mustGet(t, f, "tokenizer.ggml.scores").Floats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const none = -1000
+	want := map[string]float64{"\u2581t": 0, "he": -1, "\u2581the": -2, "the": -3, "ee": -4, "<unk>": none, "<0x0A>": none, "<|im_start|>": none}
+	var stored, same []byte
+	for i, token := range tokens {
+		if score, ok := want[token]; ok && scores[i] != score {
+			t.Errorf("token %q has the score %v, want %v", token, scores[i], score)
+		}
+		if strings.Contains("\u2581eth\u00e9<|x|>", token) && scores[i] != -270 {
+			t.Errorf("token %q, which no merge makes, has the score %v, want %v", token, scores[i], -270)
+		}
+		stored = binary.LittleEndian.AppendUint32(stored, math.Float32bits(float32(scores[i])))
+		same = binary.LittleEndian.AppendUint32(same, math.Float32bits(none))
+	}
+	if bytes.Count(file, stored) != 1 {
+		t.Fatal("the scores are not found once")
+	}
+	return bytes.Replace(file, stored, same, 1)
+}
+
+func mustGet(t *testing.T, f *gguf.File, key string) gguf.Value {
+	t.Helper()
+	v, ok := f.Metadata().Get(key)
+	if !ok {
+		t.Fatalf("no key %s", key)
+	}
+	return v
 }
 
 // difference says where two GGUF files part.
@@ -186,7 +235,7 @@ func TestGGUFRefusals(t *testing.T) {
 		{"a special token that is none", "qwen3", changes{"tokenizer_config.json": replace(`"<|im_end|>"`, `"<|end|>"`)}, convert.Options{}, []string{"tokenizer_config.json", `eos_token is "<|end|>"`}},
 		{"no tokenizer", "qwen3", changes{fast: nil}, convert.Options{}, []string{"no tokenizer"}},
 		{"no SentencePiece model", "gemma", changes{"tokenizer.model": nil}, convert.Options{}, []string{"no tokenizer.model"}},
-		{"SentencePiece as BPE", "qwen3", changes{fast: replace(`"byte_fallback": false`, `"byte_fallback": true`)}, convert.Options{}, []string{"tokenizer.json", "tokenizer.model"}},
+		{"SentencePiece of a family that has BPE", "qwen3", changes{fast: replace(`"byte_fallback": false`, `"byte_fallback": true`)}, convert.Options{}, []string{"tokenizer.json", "tokenizer.model"}},
 		{"an unknown expression", "qwen3", changes{fast: replace(`\\p{N}`, `\\p{N}{2}`)}, convert.Options{}, []string{"no pre-tokenizer", `\p{N}{2}`, "--pre", "qwen2"}},
 		{"another model of tokens", "qwen3", changes{fast: replace(`"BPE"`, `"Unigram"`)}, convert.Options{}, []string{"Unigram"}},
 		{"an id that the library does not give", "qwen3", changes{fast: replace(`"id": 17`, `"id": 18`)}, convert.Options{}, []string{"id 18", "gives it 17"}},
@@ -222,6 +271,10 @@ func TestGGUFRefusals(t *testing.T) {
 		{"another mark", "bert-cls", changes{fast: replace(`"continuing_subword_prefix": "##"`, `"continuing_subword_prefix": "@@"`)}, convert.Options{}, []string{`"@@"`}},
 		{"another split", "bert-cls", changes{fast: replace("BertPreTokenizer", "Whitespace")}, convert.Options{}, []string{`pre_tokenizer is "Whitespace"`}},
 		{"Chinese as words", "bert-cls", changes{fast: replace(`"handle_chinese_chars": true`, `"handle_chinese_chars": false`)}, convert.Options{}, []string{"handle_chinese_chars"}},
+		{"SentencePiece that normalizes", "fallback", changes{fast: replace(`"Prepend"`, `"NFKC"`)}, convert.Options{}, []string{"tokenizer.json", "NFKC", "tokenizer.model"}},
+		{"SentencePiece with another mark", "fallback", changes{fast: replace(`"content": "▁"`, `"content": "_"`)}, convert.Options{}, []string{"Replace"}},
+		{"SentencePiece with more tokens than rows", "fallback", changes{config: replace(`"vocab_size": 272`, `"vocab_size": 271`)}, convert.Options{}, []string{"ids up to 271", "vocab_size of 271"}},
+		{"Unigram", "fallback", changes{fast: replace(`"type": "BPE"`, `"type": "Unigram"`)}, convert.Options{}, []string{"Unigram"}},
 		{"a broken model of pieces", "linear", changes{"tokenizer.model": write("\x0a\xff")}, convert.Options{}, []string{"tokenizer.model"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -297,6 +350,49 @@ func TestGGUFOptions(t *testing.T) {
 	}
 	if want := map[string]string{"general.name": "A Name", "tokenizer.ggml.pre": "mine"}; !maps.Equal(got, want) {
 		t.Errorf("keys %v, want %v", got, want)
+	}
+}
+
+// TestGGUFScores guards what is said of a tokenizer without scores, and of one whose
+// tokens SentencePiece builds in other ways: from parts that it has no merge of, or whose
+// merges are apart. And that a space in front is what tokenizer.json says.
+func TestGGUFScores(t *testing.T) {
+	const listed, front = `"▁ the",`, "tokenizer.ggml.add_space_prefix"
+	for _, c := range []struct {
+		name          string
+		change        func(string) string
+		other         string
+		spaced, known bool
+	}{
+		{"as it is", replace(`"BPE"`, ` "BPE"`), "", true, false},
+		{"without a merge", replace(listed, ""), "▁the", true, false},
+		{"apart", func(s string) string { return replace(`"e e"`, `"e e", "▁ the"`)(replace(listed, "")(s)) }, "▁the", true, false},
+		{"no space in front", replace(`"Prepend",
+    "prepend": "▁"`, `"Replace", "pattern": {"String": " "}, "content": "▁"`), "", false, true},
+	} {
+		dir := edit(t, "fallback", map[string]func(string) string{"tokenizer.json": c.change})
+		plan, err := convert.Plan(open(t, dir), convert.Options{Output: filepath.Join(t.TempDir(), "x.gguf")})
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		said := ""
+		for _, d := range plan.Plan.Decisions {
+			if d.Code == "token-scores" {
+				said = d.Message
+			}
+		}
+		if said == "" || strings.Contains(said, "1 tokens in ways") != (c.other != "") || !strings.Contains(said, c.other) {
+			t.Errorf("%s: %q, want one that names %q", c.name, said, c.other)
+		}
+		v, known := plan.Layout.Files[0].GGUF().Metadata().Get(front)
+		spaced := true
+		if known {
+			spaced, _ = v.Bool()
+		}
+		if spaced != c.spaced || known != c.known {
+			t.Errorf("%s: a space in front is %v, said is %v", c.name, spaced, known)
+		}
 	}
 }
 

@@ -120,6 +120,8 @@ func (g *ggufPlanner) readVocabulary() error {
 		err = g.errorf("no tokenizer: neither %s nor %s", sentencePieceFile, fastFile)
 	case g.family.Name == "bert":
 		err = g.wordPieces(fast, config)
+	case fast.ByteFallback && g.family.Name == "llama":
+		err = g.fallbackPieces(fast, config)
 	case fast.ByteFallback:
 		err = g.errorf("its %s is a SentencePiece model in the form of the tokenizers library: put the %s it was made from beside it", fastFile, sentencePieceFile)
 	default:
@@ -328,8 +330,8 @@ func (g *ggufPlanner) indexTokens(v *vocabulary, fast *tokenizer.Fast, config *s
 	if err != nil {
 		return err
 	}
-	if highest >= size || size > maxTokens {
-		return g.errorf("its tokenizer has ids up to %d, config.json a vocab_size of %d: resize the embedding to all tokens and set vocab_size to its rows", highest, size)
+	if err := g.checkSize(highest, size); err != nil {
+		return err
 	}
 	for id := range size {
 		token, known := fast.Vocab[id]

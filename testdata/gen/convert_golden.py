@@ -274,6 +274,26 @@ def phi3_files():
     return files
 
 
+def fallback_files():
+    """SentencePiece in the form of the tokenizers library alone, with tokens added within and behind the model's."""
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{i:02X}>" for i in range(256)]
+    merges = [("\u2581", "t"), ("h", "e"), ("\u2581t", "he"), ("\u2581", "the"), ("t", "he"), ("e", "e")]
+    tokens += ["\u2581t", "he", "\u2581the", "the", "ee", "\u2581", "e", "t", "h", "\u00e9", "<|x|>"]
+    added = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", True), (269, "<|x|>", False), (270, "<|im_start|>", True), (271, "my\u2581word", False)]
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": s} for i, t, s in added],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"},
+                                                           {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+        "pre_tokenizer": None, "post_processor": None, "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
+                  "byte_fallback": True, "ignore_merges": False, "vocab": {t: i for i, t in enumerate(tokens)}, "merges": [" ".join(m) for m in merges]},
+    }
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "additional_special_tokens": ["<|im_start|>"], "add_bos_token": True,
+                "tokenizer_class": "PreTrainedTokenizerFast"}
+    return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
+
+
 def wordpiece_files(pooling, **normalizer):
     words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "##b", "##s", "\u00e9", "\u6211", "!", "#", "##", "[added]"]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -371,6 +391,8 @@ CASES = [
      "f16", "jina-v2-en", False),
     ("bert-cls", "BertForMaskedLM", "bert", dict(BERT, num_hidden_layers=1), bert_weights(torch.float16, "bert.", ("gamma", "beta"), head=True, layers=1),
      wordpiece_files({"pooling_mode": "cls"}, lowercase=False, strip_accents=False), "auto", "jina-v2-en", False),
+    ("fallback", "MistralForCausalLM", "mistral", dict(num_hidden_layers=1, vocab_size=272), dict(dtype=torch.bfloat16, tied=True, layers=1, vocab=272),
+     fallback_files(), "auto", None, False),
 ]
 
 
