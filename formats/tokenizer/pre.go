@@ -28,16 +28,66 @@ func (f *Fast) Pre() (string, error) {
 		return "", err
 	}
 	for _, known := range preTokenizers {
-		if slices.Equal(known.steps, steps) {
-			return known.name, nil
+		if !slices.Equal(known.steps, steps) {
+			continue
 		}
+		if known.name == "llama-bpe" {
+			return f.llamaPre()
+		}
+		return known.name, nil
 	}
 	return "", &UnknownPreError{steps}
 }
 
+// llamaPre tells two names for one expression apart: a runtime lets texts begin with a
+// token for llama-bpe, and takes whole words before it merges, and does neither for dbrx,
+// which is Phi 4's too.
+func (f *Fast) llamaPre() (string, error) {
+	words := false
+	if model, ok, err := f.Root.OptObject("model"); err != nil {
+		return "", err
+	} else if ok {
+		if words, _, err = model.OptBool("ignore_merges"); err != nil {
+			return "", fmt.Errorf("model: %w", err)
+		}
+	}
+	if words || f.begins() {
+		return "llama-bpe", nil
+	}
+	return "dbrx", nil
+}
+
+// begins reports whether a text gets a token in front.
+func (f *Fast) begins() bool {
+	post, ok, err := f.Root.OptObject("post_processor")
+	if err != nil || !ok {
+		return false
+	}
+	all := []strictjson.Value{post.Value()}
+	if items, ok, err := post.OptItems("processors"); err == nil && ok {
+		all = items
+	}
+	return slices.ContainsFunc(all, func(v strictjson.Value) bool {
+		o, err := v.Object()
+		if err != nil {
+			return false
+		}
+		single, ok, err := o.OptItems("single")
+		if err != nil || !ok || len(single) == 0 {
+			return false
+		}
+		first, err := single[0].Object()
+		if err != nil {
+			return false
+		}
+		_, special := first.Get("SpecialToken")
+		return special
+	})
+}
+
 // PreNames are the names that [Fast.Pre] may give.
 func PreNames() []string {
-	var all []string
+	all := []string{"dbrx"}
 	for _, p := range preTokenizers {
 		if !slices.Contains(all, p.name) {
 			all = append(all, p.name)
@@ -57,7 +107,8 @@ const (
 
 // preTokenizers are the pre-tokenizers that are told apart, by their steps in
 // tokenizer.json (llama.cpp 0.5, src/llama-vocab.cpp, where they stand beside the
-// adapted expressions; deepseek-v3, whose three are used as they are).
+// adapted expressions; those of deepseek-v3 are used as they are). Of the others, such as
+// falcon and bloom, the source does not say what their tokenizer.json has.
 var preTokenizers = []struct {
 	name  string
 	steps []string
@@ -69,8 +120,16 @@ var preTokenizers = []struct {
 	{"qwen35", []string{contractions + `|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*` + spaces, stepBytes}},
 	{"gpt-4o", []string{lower + shortened + upper + shortened + `|\p{N}{1,3}` + slashes, stepBytes}},
 	{"tekken", []string{lower + upper + `|\p{N}` + slashes, stepBytes}},
+	{"jais-2", []string{contractions + letters + `|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)` +
+		`|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}`, stepBytes}},
+	{"bailingmoe", []string{`'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+`, stepBytes}},
+	{"seed-coder", []string{contractions + letters + `|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+` + spaces, stepBytes}},
+	{"exaone-moe", []string{contractions + `|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?` +
+		`|\s*[\r\n]|\s+(?!\S)|\s+`, stepBytes}},
+	{"minicpm5", []string{`\p{N}{1,3}`, contractions + letters + `|\p{N}+` + rest, stepBytes}},
+	{"tiny_aya", []string{`\d{1,3}(?=(?:\d{3})*\b)`, lower + shortened + upper + shortened + `|\p{N}{1,3}` + slashes, stepBytes}},
 	{"deepseek-v3", []string{`\p{N}{1,3}`, `[一-龥぀-ゟ゠-ヿ]+`,
-		"[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+", stepBytes}},
+		"[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", stepBytes}},
 }
 
 // The parts that the expressions have in common.
@@ -160,6 +219,9 @@ func byteLevel(pre *strictjson.Object) ([]string, error) {
 	return []string{step}, nil
 }
 
+// lineEnds writes the ends of lines as most files do; some have the characters themselves.
+var lineEnds = strings.NewReplacer("\r", `\r`, "\n", `\n`)
+
 // split returns the expression of a split that keeps all parts, which is how those of
 // llama.cpp work.
 func split(pre *strictjson.Object) ([]string, error) {
@@ -183,7 +245,7 @@ func split(pre *strictjson.Object) ([]string, error) {
 	case !ok:
 		return []string{"a split at a fixed text"}, nil
 	case behavior == "Isolated" && !invert, behavior == "Removed" && invert:
-		return []string{expression}, nil
+		return []string{lineEnds.Replace(expression)}, nil
 	}
 	return []string{fmt.Sprintf("%s (%s, inverted: %v)", expression, behavior, invert)}, nil
 }

@@ -158,8 +158,14 @@ func TestPre(t *testing.T) {
 		{gpt2, "gpt-2"},
 		{`{"type":"ByteLevel"}`, "gpt-2"},
 		{sequence(digits, gpt2), "starcoder"},
-		{sequence(split(llama), bytes), "llama-bpe"},
-		{sequence(strings.Replace(split(llama), `"behavior":"Isolated","invert":false`, `"behavior":"Removed","invert":true`, 1), bytes), "llama-bpe"},
+		{sequence(split(llama), bytes), "dbrx"},
+		{sequence(split(llama), bytes) + `,"model":{"ignore_merges":true}`, "llama-bpe"},
+		{sequence(split(llama), bytes) + `,"model":{"ignore_merges":false}`, "dbrx"},
+		{sequence(split(llama), bytes) + `,"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>"}},{"Sequence":{}}]}`, "llama-bpe"},
+		{sequence(split(llama), bytes) + `,"post_processor":{"processors":[{"single":[{"SpecialToken":{"id":"<s>"}},{"Sequence":{}}]}]}`, "llama-bpe"},
+		{sequence(split(llama), bytes) + `,"post_processor":{"type":"TemplateProcessing","single":[{"Sequence":{}},{"SpecialToken":{"id":"</s>"}}]}`, "dbrx"},
+		{sequence(split(strings.ReplaceAll(strings.ReplaceAll(qwen, `\r`, "\r"), `\n`, "\n")), bytes), "qwen2"},
+		{sequence(strings.Replace(split(llama), `"behavior":"Isolated","invert":false`, `"behavior":"Removed","invert":true`, 1), bytes), "dbrx"},
 		{sequence(split(qwen), bytes), "qwen2"},
 		{sequence(split(qwen35), bytes), "qwen35"},
 		{sequence(split(gpt4o), bytes), "gpt-4o"},
@@ -199,7 +205,7 @@ func TestPre(t *testing.T) {
 }
 
 func quote(text string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(text) + `"`
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\r", `\r`, "\n", `\n`).Replace(text) + `"`
 }
 
 // FuzzSentencePiece guards that no bytes are taken for more pieces than they can hold:
