@@ -49,8 +49,9 @@ type Module struct {
 	BaseNorm     float64
 	DeltaNorm    float64
 	Ranks        EffectiveRanks
-	Capped       bool // the rule would have taken more directions
-	Converged    bool // the solver met its own bound on Excess
+	Values       []float64 // singular values of the change of a pair, those that were computed
+	Capped       bool      // the rule would have taken more directions
+	Converged    bool      // the solver met its own bound on Excess
 	Parameters   int64
 	Padding      int64 // of Parameters, zeros where the matrix has no more directions
 	Bytes        int64
@@ -143,7 +144,7 @@ func (d *draft) certify(x *carried) Module {
 		m.Excess = x.finding.excess()
 		m.Best = m.Residual / (1 + m.Excess)
 		m.Rounding = roundingBound(x, d.s.opts.factorType())
-		m.Ranks = s.Ranks()
+		m.Ranks, m.Values = s.Ranks(), s.values()
 		for _, b := range x.finding.spectra {
 			m.Converged = m.Converged && b.converged
 		}
@@ -163,6 +164,15 @@ func padding(x *carried) int64 {
 		n += max(x.rank()-known, 0) * (x.out + x.in)
 	}
 	return n
+}
+
+// values are the singular values of what was decomposed.
+func (s Spectrum) values() []float64 {
+	values := make([]float64, len(s.Squares))
+	for i, square := range s.Squares {
+		values[i] = math.Sqrt(max(square, 0))
+	}
+	return values
 }
 
 // Ranks computes the three ranks of a spectrum.

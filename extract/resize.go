@@ -580,7 +580,7 @@ func (r *Resize) certificate() Certificate {
 		}
 		m := Module{
 			Name: p.patternName, Role: p.role.String(), Form: pairForm.String(), Shape: p.shape, Rank: p.choice.Rank, Needed: p.needed,
-			DeltaNorm: math.Sqrt(s.Total), Capped: p.choice.Capped, Converged: true, Ranks: s.Ranks(),
+			DeltaNorm: math.Sqrt(s.Total), Capped: p.choice.Capped, Converged: true, Ranks: s.Ranks(), Values: s.values(),
 			Parameters: p.choice.Rank * p.cost(),
 		}
 		m.Residual = relative(s.residual(m.Rank), s.Total)

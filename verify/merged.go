@@ -182,6 +182,7 @@ func (c *mergeCheck) run(ctx context.Context, o Options) error {
 		c.judge(p)
 		figures.Values += p.found.values
 		figures.Nearest += p.found.nearest
+		figures.Tensors = append(figures.Tensors, p.figures())
 		if !p.step.Judge {
 			figures.Unchanged++
 			continue
@@ -197,6 +198,16 @@ func (c *mergeCheck) run(ctx context.Context, o Options) error {
 	c.Merge = figures
 	c.judgeAll()
 	return nil
+}
+
+// figures are those of one tensor.
+func (p *mergePair) figures() MergedTensor {
+	f := &p.found
+	t := MergedTensor{Tensor: p.stored.Name, Changed: p.step.Judge, Values: f.values, Nearest: f.nearest, Outside: f.outside, Survival: 1}
+	if p.step.Judge && f.delta > 0 {
+		t.DeltaNorm, t.Survival = math.Sqrt(f.delta), f.kept/f.delta
+	}
+	return t
 }
 
 // judge turns what was found about one tensor into findings.
