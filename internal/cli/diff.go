@@ -15,6 +15,7 @@ import (
 
 // diffFlags are the flags of diff.
 type diffFlags struct {
+	page             pageFlag
 	only, exclude    []string
 	atol, rtol, most float64
 	ulp              uint64
@@ -93,6 +94,7 @@ func (f *diffFlags) register(fs *pflag.FlagSet) {
 	fs.Uint64Var(&f.ulp, "ulp", 0, "most `STEPS` of the coarser element type between two elements")
 	fs.Float64Var(&f.most, "error", 0, "largest relative `ERROR` of a tensor, in the Frobenius norm")
 	fs.BoolVar(&f.tensorsOnly, "tensors-only", false, "compare tensors, not settings and the files beside the weights")
+	f.page.registerForce(fs)
 	fs.IntVar(&f.top, "top", defaultTop, "how many of the tensors that differ most are printed")
 	fs.BoolVarP(&f.run.verbose, "verbose", "v", false, "print all tensors and every difference of structure")
 	fs.VarP(&f.run.jobs, "jobs", "j", "pieces compared at a time (default: one per processor)")
@@ -132,6 +134,9 @@ func (a *App) runDiff(ctx context.Context, f *diffFlags, paths []string) error {
 		}
 		defer m.Close()
 		models[i] = m
+	}
+	if err := f.page.refusal(a, pathsOf(models[:])); err != nil {
+		return err
 	}
 	compared := models
 	beside, note, err := seePairAsGGUF(&compared, engineOpts)

@@ -10,6 +10,7 @@ import (
 	"github.com/loratool/loratool/diff"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/report"
 )
 
 type (
@@ -113,6 +114,7 @@ type (
 func (a *App) printDiff(r *diff.Result, models [2]*checkpoint.Model, converted string, l diff.Limits, f *diffFlags) error {
 	doc := describeDiff(r, models, l)
 	doc.Converted = converted
+	err := f.page.write(a, func() *report.Page { return diffPage(doc, inputsOf([]string{"A", "B"}, models[:])) })
 	switch {
 	case a.json:
 		a.printJSON(doc)
@@ -121,10 +123,10 @@ func (a *App) printDiff(r *diff.Result, models [2]*checkpoint.Model, converted s
 	default:
 		a.printDiffText(doc, r, f)
 	}
-	if r.Different {
+	if err == nil && r.Different {
 		return &foundError{}
 	}
-	return nil
+	return err
 }
 
 func describeDiff(r *diff.Result, models [2]*checkpoint.Model, l diff.Limits) *diffJSON {

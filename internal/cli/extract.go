@@ -18,6 +18,7 @@ import (
 
 // extractFlags are the flags of extract.
 type extractFlags struct {
+	page                pageFlag
 	base, tuned, output string
 	rule                ruleFlags
 	alpha               float64
@@ -140,6 +141,7 @@ func (f *extractFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.plain, "plain", false, "write nothing but pairs of linear layers, of one rank and scale")
 	fs.BoolVar(&f.mergeCheck, "merge-check", false, "merge the adapter back and compare with the tuned model")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
+	f.page.register(fs, &f.run.force)
 	f.run.register(fs)
 }
 
@@ -205,7 +207,7 @@ type extraction struct {
 // runExtract opens, surveys, plans, writes and commits.
 func (a *App) runExtract(ctx context.Context, f *extractFlags) error {
 	defer a.noteStop(ctx)()
-	r := &extraction{a: a, f: f, in: new(mergeInputs)}
+	r := &extraction{a: a, f: f, in: &mergeInputs{page: &f.page}}
 	defer r.in.close()
 	var err error
 	if r.opts, err = f.options(); err != nil {
@@ -335,8 +337,7 @@ func (r *extraction) extract(ctx context.Context, s *extract.Survey) (err error)
 	if err != nil {
 		return err
 	}
-	r.a.printExtraction(x, report, check, r.f.run.verbose)
-	return nil
+	return r.a.printExtraction(x, report, check, r.f.run.verbose, &r.f.page)
 }
 
 // noteStore says which work folder is gone on from, and names others.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/extract"
+	"github.com/loratool/loratool/report"
 )
 
 type (
@@ -113,14 +114,15 @@ func checkOf(tensors []extract.Compared, all extract.Compared) *mergeCheckJSON {
 }
 
 // printExtraction prints what an extraction did.
-func (a *App) printExtraction(x *extract.Extraction, r engine.Report, check *mergeCheckJSON, verbose bool) {
+func (a *App) printExtraction(x *extract.Extraction, r engine.Report, check *mergeCheckJSON, verbose bool, page *pageFlag) error {
 	doc := extractJSON{
 		Schema: "loratool.extract/v1", Output: x.Layout.Path, Bytes: x.Layout.Size(), Decisions: decisionsOf(x.Plan),
 		Certificate: certificateOf(&x.Certificate), MergeCheck: check, Inputs: r.Hashes,
 	}
+	err := page.write(a, func() *report.Page { return extractPage(&doc, &x.Certificate) })
 	if a.json {
 		a.printJSON(doc)
-		return
+		return err
 	}
 	fmt.Fprintln(a.out, doc.Output)
 	if verbose {
@@ -129,7 +131,7 @@ func (a *App) printExtraction(x *extract.Extraction, r engine.Report, check *mer
 		w.Flush()
 	}
 	if a.quiet {
-		return
+		return err
 	}
 	for _, d := range doc.Decisions {
 		a.note("%s%s", d.Message, tensorList(d.Tensors))
@@ -142,6 +144,7 @@ func (a *App) printExtraction(x *extract.Extraction, r engine.Report, check *mer
 	if !doc.Certificate.LowRank {
 		fmt.Fprintln(a.Stderr, "hint: --sweep 16,64,256 prints what other ranks keep; --energy 0.9 takes what it needs")
 	}
+	return err
 }
 
 // writeModules is the certificate as a table.

@@ -13,6 +13,7 @@ import (
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/inspect"
+	"github.com/loratool/loratool/report"
 )
 
 // inspectFlags are the flags of inspect.
@@ -20,6 +21,7 @@ type inspectFlags struct {
 	stats, tree bool
 	values      int
 	run         runFlags
+	page        pageFlag
 }
 
 func (a *App) newInspect() *cobra.Command {
@@ -36,6 +38,7 @@ Examples:
   loratool inspect model-Q4_K_M.gguf
   loratool inspect ./llama --tree
   loratool inspect ./lora --stats
+  loratool inspect ./lora --stats --report lora.html
 
 PATH is a .safetensors or .gguf file, a model folder, a PEFT adapter folder, or
 a repository id in the local hub cache. Of a split GGUF model, any file stands
@@ -56,6 +59,7 @@ Exit status: 0 well-formed, 4 malformed, truncated or unsupported.`,
 	}
 	fs := cmd.Flags()
 	fs.BoolVar(&f.stats, "stats", false, "read the weights: norms, singular values, ranks")
+	f.page.registerForce(fs)
 	fs.BoolVar(&f.tree, "tree", false, "print modules, layers that are alike as one")
 	fs.IntVar(&f.values, "singular-values", defaultValues, "how many singular values of a matrix --stats computes; 0 for norms only")
 	fs.VarP(&f.run.jobs, "jobs", "j", "tensors read at a time (default: one per processor)")
@@ -118,11 +122,17 @@ func (a *App) runInspect(ctx context.Context, f *inspectFlags, path string) erro
 	if f.values < 0 || f.values > maxValues {
 		return usagef("--singular-values: %d is not within 0..%d", f.values, maxValues)
 	}
+	if f.page.path != "" && !f.stats {
+		return usageHint("loratool inspect --stats --report "+f.page.path+" "+path, "--report: its pictures are of what --stats reads")
+	}
 	m, err := checkpoint.Open(path, a.cache())
 	if err != nil {
 		return err
 	}
 	defer m.Close()
+	if err := f.page.refusal(a, pathsOf([]*checkpoint.Model{m})); err != nil {
+		return err
+	}
 	doc := inspectJSON{
 		Schema: "loratool.inspect/v1", Path: path, Format: "safetensors", Revision: m.Commit,
 		Tensors: []inspectTensor{}, Metadata: m.Metadata(),
@@ -149,10 +159,10 @@ func (a *App) runInspect(ctx context.Context, f *inspectFlags, path string) erro
 	}
 	if a.json {
 		a.printJSON(doc)
-		return nil
+	} else {
+		a.printInspect(doc, m, f)
 	}
-	a.printInspect(doc, m, f)
-	return nil
+	return f.page.write(a, func() *report.Page { return inspectPage(&doc) })
 }
 
 // describeTensor says what a tensor is: of what is read as another type than it is

@@ -18,6 +18,7 @@ import (
 	"github.com/loratool/loratool/plan"
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/quant/loftq"
+	"github.com/loratool/loratool/report"
 )
 
 // loftqFlags are the flags of quantize --loftq.
@@ -454,16 +455,17 @@ func (x *repair) printReport(r engine.Report) error {
 		return err
 	}
 	a := x.a
+	err = x.f.page.write(a, func() *report.Page { return repairPage(doc) })
 	if a.json {
 		a.printJSON(doc)
-		return nil
+		return err
 	}
 	fmt.Fprintf(a.out, "%s\n%s\n", doc.Output, doc.Adapter)
 	if x.f.run.verbose {
 		x.printTensors(doc.Tensors)
 	}
 	if a.quiet {
-		return nil
+		return err
 	}
 	for _, d := range doc.Decisions {
 		a.note("%s%s", d.Message, tensorList(d.Tensors))
@@ -471,7 +473,7 @@ func (x *repair) printReport(r engine.Report) error {
 	s := doc.Summary
 	a.note("%s, %s; relative error %.4f, with %d pairs %.4f; %.3f bits per weight, %.3f with them",
 		countList(s.Tensors), formatSize(doc.Bytes), s.Plain, s.Pairs, s.Error, s.Bits, s.WithPair)
-	return nil
+	return err
 }
 
 // printTensors is the table of --verbose.

@@ -43,6 +43,7 @@ type mergeFlags struct {
 	noProvenance bool
 	verify       bool
 	run          runFlags
+	page         pageFlag
 	set          *pflag.FlagSet // which flags were given
 }
 
@@ -167,6 +168,7 @@ func (f *mergeFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.mhaFormula, "mha-formula", false, "apply the change of an attention's out_proj once; PEFT trains with it applied twice")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
 	fs.BoolVar(&f.verify, "verify", false, "compute everything again in float64 and compare before the output appears")
+	f.page.register(fs, &f.run.force)
 	f.run.register(fs)
 }
 
@@ -243,6 +245,7 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 		return err
 	}
 	defer inputs.close()
+	inputs.page = &f.page
 	if inputs.base.GGUF() != nil {
 		return a.runMergeGGUF(ctx, f, inputs, engineOpts)
 	}
@@ -284,7 +287,7 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 	if trip != nil {
 		report.trained = describeTraining(f.trainBase, trip, report.Report)
 	}
-	return a.printReport(m, report, f.run.verbose)
+	return a.printReport(m, report, f)
 }
 
 // mergeReport is what a merge found out.
@@ -365,6 +368,7 @@ type mergeInputs struct {
 	models  []*checkpoint.Model
 	sources []merge.Source
 	others  []otherFile
+	page    *pageFlag // of the command, if it has one
 }
 
 // otherFile is an input beside the models, as it was opened.
@@ -505,15 +509,9 @@ func (a *App) refusal(l *checkpoint.Layout, in *mergeInputs, force bool) error {
 	if err != nil {
 		return err
 	}
-	var paths []string
+	paths := pathsOf(in.models)
 	for _, o := range in.others {
 		paths = append(paths, o.path)
-	}
-	for _, m := range in.models {
-		paths = append(paths, m.Path)
-		if m.GGUF() != nil {
-			paths = append(paths, m.GGUF().Paths()...) // one stands for all of a split model
-		}
 	}
 	if err := fsatomic.CheckInputs(a.FS, l.Path, paths...); err != nil {
 		return err
@@ -521,10 +519,25 @@ func (a *App) refusal(l *checkpoint.Layout, in *mergeInputs, force bool) error {
 	if err := fsatomic.Check(a.FS, l.Path, kind, force); err != nil {
 		return err
 	}
+	if err := in.page.refusal(a, paths, l.Path); err != nil {
+		return err
+	}
 	if free, err := a.FS.Free(parent); err == nil && free < l.Size() {
 		return &fsatomic.SpaceError{Path: l.Path, Need: l.Size(), Free: free}
 	}
 	return nil
+}
+
+// pathsOf lists where models lie.
+func pathsOf(models []*checkpoint.Model) []string {
+	var paths []string
+	for _, m := range models {
+		paths = append(paths, m.Path)
+		if m.GGUF() != nil {
+			paths = append(paths, m.GGUF().Paths()...) // one stands for all of a split model
+		}
+	}
+	return paths
 }
 
 // noteLeftovers names what an interrupted run has left beside the output.

@@ -10,6 +10,7 @@ import (
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/plan"
+	"github.com/loratool/loratool/report"
 )
 
 // encodedMerge is a merge whose output is stored in codes: what it changes is computed
@@ -77,7 +78,7 @@ func (a *App) runEncoded(ctx context.Context, e *encodedMerge, inputs *mergeInpu
 	if err != nil {
 		return err
 	}
-	return a.printEncodedReport(e, report, f.run.verbose)
+	return a.printEncodedReport(e, report, f)
 }
 
 // writeEncoded runs the plan and puts its output in place.
@@ -117,7 +118,7 @@ func (a *App) printEncodedPlan(e *encodedMerge, b engine.Allotment, refusal erro
 
 // printEncodedReport prints what the merge did. Of a change that is stored in codes is
 // said how far they are off, which bounds what is lost of it.
-func (a *App) printEncodedReport(e *encodedMerge, r engine.Report, verbose bool) error {
+func (a *App) printEncodedReport(e *encodedMerge, r engine.Report, f *mergeFlags) error {
 	doc := mergeJSON{
 		Schema: "loratool.merge/v1", Output: e.layout.Path, Bytes: e.layout.Size(), Decisions: decisionsOf(e.plan),
 		Tensors: []reportJSON{}, Inputs: r.Hashes, Summary: summaryJSON{Tensors: len(e.plan.Steps), Steps: e.counts, Low: []string{}},
@@ -135,16 +136,17 @@ func (a *App) printEncodedReport(e *encodedMerge, r engine.Report, verbose bool)
 		survival += t.Survival * t.DeltaNorm * t.DeltaNorm
 	}
 	doc.Summary.DeltaNorm, doc.Summary.Survival = number(math.Sqrt(change)), number(survival/change)
+	err := f.page.write(a, func() *report.Page { return mergePage(&doc) })
 	if a.json {
 		a.printJSON(doc)
-		return nil
+		return err
 	}
 	fmt.Fprintln(a.out, doc.Output)
-	if verbose {
+	if f.run.verbose {
 		a.printTensorReport(doc.Tensors)
 	}
 	if a.quiet {
-		return nil
+		return err
 	}
 	for _, d := range doc.Decisions {
 		a.note("%s%s", d.Message, tensorList(d.Tensors))
@@ -161,5 +163,5 @@ func (a *App) printEncodedReport(e *encodedMerge, r engine.Report, verbose bool)
 	if len(doc.Tensors) < n {
 		a.note("the figures are those of %d of %d changed tensors: the others were complete before", len(doc.Tensors), n)
 	}
-	return nil
+	return err
 }

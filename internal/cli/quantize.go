@@ -16,6 +16,7 @@ import (
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/quant"
+	"github.com/loratool/loratool/report"
 )
 
 // quantizeFlags are the flags of quantize.
@@ -34,6 +35,7 @@ type quantizeFlags struct {
 	loftq        loftqFlags
 	gguf         ggufFlags
 	run          runFlags
+	page         pageFlag
 }
 
 func (a *App) newQuantize() *cobra.Command {
@@ -120,6 +122,7 @@ func (f *quantizeFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
 	f.loftq.register(fs)
 	f.gguf.register(fs)
+	f.page.register(fs, &f.run.force)
 	f.run.register(fs)
 }
 
@@ -206,7 +209,7 @@ func (a *App) runQuantize(ctx context.Context, f *quantizeFlags) error {
 	if err != nil {
 		return err
 	}
-	inputs := &mergeInputs{base: base, models: []*checkpoint.Model{base}}
+	inputs := &mergeInputs{base: base, models: []*checkpoint.Model{base}, page: &f.page}
 	defer inputs.close()
 	if opts.LoftQ != nil {
 		return a.runLoftQ(ctx, f, opts, inputs, engineOpts)
@@ -232,7 +235,7 @@ func (a *App) runQuantize(ctx context.Context, f *quantizeFlags) error {
 	if err != nil {
 		return err
 	}
-	return a.printQuantizeReport(q, report, f.run.verbose)
+	return a.printQuantizeReport(q, report, f)
 }
 
 // asUsage makes a usage error of an option that does not fit.
@@ -323,7 +326,7 @@ type (
 )
 
 // printQuantizeReport prints what a quantization did.
-func (a *App) printQuantizeReport(q *quant.Quantization, r engine.Report, verbose bool) error {
+func (a *App) printQuantizeReport(q *quant.Quantization, r engine.Report, f *quantizeFlags) error {
 	doc := quantizeJSON{
 		Schema: "loratool.quantize/v1", Output: q.Layout.Path, Bytes: q.Layout.Size(), Decisions: decisionsOf(q.Plan),
 		Tensors: []quantizedJSON{}, Inputs: r.Hashes, Summary: quantizeSummary{Tensors: q.Counts()},
@@ -345,16 +348,17 @@ func (a *App) printQuantizeReport(q *quant.Quantization, r engine.Report, verbos
 	if weights > 0 {
 		doc.Summary.Bits = number(bits / weights)
 	}
+	err := f.page.write(a, func() *report.Page { return plainPage(q, &doc) })
 	if a.json {
 		a.printJSON(doc)
-		return nil
+		return err
 	}
 	fmt.Fprintln(a.out, doc.Output)
-	if verbose {
+	if f.run.verbose {
 		a.printQuantizedTensors(doc.Tensors)
 	}
 	if a.quiet {
-		return nil
+		return err
 	}
 	for _, d := range doc.Decisions {
 		a.note("%s%s", d.Message, tensorList(d.Tensors))
@@ -363,7 +367,7 @@ func (a *App) printQuantizeReport(q *quant.Quantization, r engine.Report, verbos
 	if n := len(q.Targets()); len(doc.Tensors) < n {
 		a.note("the figures are those of %d of %d tensors: the others were complete before", len(doc.Tensors), n)
 	}
-	return nil
+	return err
 }
 
 // printQuantizedTensors is the table of --verbose.

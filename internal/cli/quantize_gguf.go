@@ -23,6 +23,7 @@ import (
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/quant/block"
 	"github.com/loratool/loratool/quant/mix"
+	"github.com/loratool/loratool/report"
 )
 
 // ggufFlags are the flags of quantize that are for GGUF models only.
@@ -238,7 +239,7 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 	if err != nil {
 		return err
 	}
-	inputs := &mergeInputs{base: base, models: []*checkpoint.Model{base}}
+	inputs := &mergeInputs{base: base, models: []*checkpoint.Model{base}, page: &f.page}
 	defer inputs.close()
 	matrix, identity, err := openImatrix(f.gguf.imatrix)
 	if err != nil {
@@ -276,7 +277,7 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 	if err := a.writeGGUF(ctx, q, inputs, f, key, engineOpts); err != nil {
 		return err
 	}
-	return a.printGGUFReport(q, f.run.verbose)
+	return a.printGGUFReport(q, f)
 }
 
 // writeGGUF runs the plan and puts its output in place.
@@ -374,7 +375,7 @@ func (a *App) printGGUFPlan(q *quant.GGUF, b engine.Allotment, refusal error, mo
 }
 
 // printGGUFReport prints what a quantization did.
-func (a *App) printGGUFReport(q *quant.GGUF, verbose bool) error {
+func (a *App) printGGUFReport(q *quant.GGUF, f *quantizeFlags) error {
 	doc := ggufQuantizeJSON{
 		Schema: "loratool.quantize/v1", Output: q.Layout.Path, Bytes: q.Layout.Size(), Decisions: decisionsOf(q.Plan),
 		Tensors: []ggufTensorJSON{}, Inputs: map[string]string{}, Summary: quantizeSummary{Tensors: q.Counts()},
@@ -392,16 +393,19 @@ func (a *App) printGGUFReport(q *quant.GGUF, verbose bool) error {
 		doc.Summary.Error = number(math.Sqrt(off / norm))
 	}
 	doc.Summary.Bits = number(bitsPerWeight(q.Layout))
+	err := f.page.write(a, func() *report.Page {
+		return quantizePage(doc.Output, doc.Bytes, doc.Decisions, doc.Inputs, doc.Summary, doc.Tensors)
+	})
 	if a.json {
 		a.printJSON(doc)
-		return nil
+		return err
 	}
 	fmt.Fprintln(a.out, doc.Output)
-	if verbose {
+	if f.run.verbose {
 		a.printGGUFTensors(doc.Tensors)
 	}
 	if a.quiet {
-		return nil
+		return err
 	}
 	for _, d := range doc.Decisions {
 		a.note("%s%s", d.Message, tensorList(d.Tensors))
@@ -410,7 +414,7 @@ func (a *App) printGGUFReport(q *quant.GGUF, verbose bool) error {
 	if n := len(q.Mix.Decisions) - doc.Summary.Tensors["copy"]; len(doc.Tensors) < n {
 		a.note("the figures are those of %d of %d tensors: the others were complete before", len(doc.Tensors), n)
 	}
-	return nil
+	return err
 }
 
 // bitsPerWeight counts all tensors, as the reference does.

@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/plan"
+	"github.com/loratool/loratool/report"
 )
 
 // survivalWarning is the share of a change below which a report warns: more
@@ -290,7 +291,7 @@ type (
 )
 
 // printReport prints what a merge did.
-func (a *App) printReport(m *merge.Merge, r mergeReport, verbose bool) error {
+func (a *App) printReport(m *merge.Merge, r mergeReport, f *mergeFlags) error {
 	doc := mergeJSON{
 		Schema: "loratool.merge/v1", Output: m.Layout.Path, Bytes: m.Layout.Size(),
 		Decisions: decisionsOf(m.Plan), Tensors: []reportJSON{}, Inputs: r.Hashes,
@@ -302,18 +303,19 @@ func (a *App) printReport(m *merge.Merge, r mergeReport, verbose bool) error {
 	if v := r.verified; v != nil {
 		doc.Verified = &verifiedJSON{v.Copied, v.Computed, v.Values, v.Nearest}
 	}
+	err := f.page.write(a, func() *report.Page { return mergePage(&doc) })
 	if a.json {
 		a.printJSON(doc)
-		return nil
+		return err
 	}
 	fmt.Fprintln(a.out, doc.Output)
-	if verbose {
+	if f.run.verbose {
 		a.printTensorReport(doc.Tensors)
 	}
 	if !a.quiet {
 		a.printSummary(doc)
 	}
-	return nil
+	return err
 }
 
 func reportOf(t engine.TensorReport) reportJSON {

@@ -209,8 +209,7 @@ func (r *extraction) resize(ctx context.Context, resize *extract.Resize) error {
 	if err != nil {
 		return err
 	}
-	r.a.printExtraction(x, report, nil, r.f.run.verbose)
-	return nil
+	return r.a.printExtraction(x, report, nil, r.f.run.verbose, nil)
 }
 
 // resizeWeights merges the adapter into a work folder beside the output, in

@@ -15,6 +15,7 @@ import (
 
 	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/checkpoint"
+	"github.com/loratool/loratool/report"
 	"github.com/loratool/loratool/verify"
 )
 
@@ -31,6 +32,8 @@ type verifyFlags struct {
 	provenance  bool
 	jobs        count
 	memory      size
+	page        pageFlag
+	inputs      []report.Input // for the page
 }
 
 func (a *App) newVerify() *cobra.Command {
@@ -50,6 +53,7 @@ Examples:
   loratool verify --loftq ./llama ./llama-nf4 ./loftq
   loratool verify ./merged --format github --summary "$GITHUB_STEP_SUMMARY"
   loratool verify ./merged --format junit > report.xml
+  loratool verify --base ./llama --adapter ./lora --merged ./merged --report report.html
 
 PATH is a .safetensors or .gguf file, a model folder, a PEFT adapter folder, or a
 repository id in the local hub cache. Its files are checked against each other and
@@ -75,7 +79,8 @@ A finding is an error, a warning or an info; errors fail the check, with --stric
 warnings do too. What makes a file unreadable is no finding but bad input.
 
 FORMAT is text, json (also --json), junit, or github for annotations of a workflow.
---summary appends a table in Markdown to FILE.
+--summary appends a table in Markdown to FILE. --report writes a page with pictures,
+one HTML file that fetches nothing.
 
 Exit status: 0 no errors, 1 failed, 2 usage, 3 errors found, 4 bad input,
 130 cancelled ('loratool help exit-codes').`,
@@ -101,6 +106,7 @@ func (f *verifyFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.merge.mhaFormula, "mha-formula", false, "the change of an attention's out_proj was applied once")
 	fs.StringVar(&f.format, "format", "", "`FORMAT` of the report: text, json, junit or github (default text)")
 	fs.StringVar(&f.summary, "summary", "", "append a table in Markdown to `FILE`")
+	f.page.registerForce(fs)
 	fs.BoolVar(&f.strict, "strict", false, "let warnings fail the check too")
 	fs.BoolVar(&f.headersOnly, "headers-only", false, "read headers and JSON only, no weights")
 	fs.BoolVar(&f.provenance, "provenance", false, "check hashes: the files against SHA256SUMS, the inputs against those recorded in the model")
@@ -230,14 +236,17 @@ func (a *App) runVerify(ctx context.Context, f *verifyFlags, args []string) erro
 	case f.merged != "":
 		path, check = []string{f.merged}, a.verifyMerge
 	}
-	report, err := check(ctx, path, f, o)
+	found, err := check(ctx, path, f, o)
 	progress.Finish()
 	if err != nil {
 		return err
 	}
-	doc := describeFindings(path[len(path)-1], report, f.strict)
+	doc := describeFindings(path[len(path)-1], found, f.strict)
 	reports[f.format](a.out, doc)
 	if err := appendSummary(f.summary, doc); err != nil {
+		return err
+	}
+	if err := f.page.write(a, func() *report.Page { return verifyPage(&doc, found, f.inputs) }); err != nil {
 		return err
 	}
 	if !doc.OK {
@@ -253,6 +262,9 @@ func (a *App) verifyPath(ctx context.Context, paths []string, f *verifyFlags, o 
 		return nil, err
 	}
 	defer m.Close() // only read from
+	if err := f.admit(a, []string{"model"}, m); err != nil {
+		return nil, err
+	}
 	report, err := verify.Structure(ctx, m, o)
 	if err != nil {
 		return nil, err
@@ -261,6 +273,15 @@ func (a *App) verifyPath(ctx context.Context, paths []string, f *verifyFlags, o 
 		return nil, err
 	}
 	return report, m.CheckUnchanged()
+}
+
+// admit takes note of what is checked, and refuses a page that would be in its place.
+func (f *verifyFlags) admit(a *App, roles []string, models ...*checkpoint.Model) error {
+	if f.page.path == "" {
+		return nil
+	}
+	f.inputs = inputsOf(roles, models)
+	return f.page.refusal(a, pathsOf(models))
 }
 
 // addProvenance checks hashes if asked to.
@@ -285,6 +306,9 @@ func (a *App) verifyMerge(ctx context.Context, paths []string, f *verifyFlags, o
 	defer inputs.close()
 	merged, err := checkpoint.Open(paths[0], a.cache())
 	if err != nil {
+		return nil, err
+	}
+	if err := f.admit(a, []string{"merged", "base", "adapter"}, slices.Insert(slices.Clone(inputs.models), 0, merged)...); err != nil {
 		return nil, err
 	}
 	of := inputs.models
@@ -317,6 +341,9 @@ func (a *App) verifyQuantized(ctx context.Context, paths []string, f *verifyFlag
 		}
 		in.models = append(in.models, m)
 	}
+	if err := f.admit(a, []string{"base", "quantized"}, in.models...); err != nil {
+		return nil, err
+	}
 	pair := [2]*checkpoint.Model(in.models)
 	if pair[1].GGUF() != nil { // a GGUF base has no other form
 		beside, _, err := seePairAsGGUF(&pair, o.Engine)
@@ -336,7 +363,7 @@ func (a *App) verifyQuantized(ctx context.Context, paths []string, f *verifyFlag
 }
 
 // verifyLoftQ checks the pairs of an adapter against base and quantized model.
-func (a *App) verifyLoftQ(ctx context.Context, paths []string, _ *verifyFlags, o verify.Options) (*verify.Report, error) {
+func (a *App) verifyLoftQ(ctx context.Context, paths []string, f *verifyFlags, o verify.Options) (*verify.Report, error) {
 	in := new(mergeInputs)
 	defer in.close()
 	for _, path := range paths[:2] {
@@ -348,6 +375,9 @@ func (a *App) verifyLoftQ(ctx context.Context, paths []string, _ *verifyFlags, o
 	}
 	pairs, err := in.openAdapter(paths[2], a.cache())
 	if err != nil {
+		return nil, err
+	}
+	if err := f.admit(a, []string{"base", "quantized", "adapter"}, in.models...); err != nil {
 		return nil, err
 	}
 	report, err := verify.LoftQReport(ctx, in.models[0], in.models[1], pairs, o)

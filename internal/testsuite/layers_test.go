@@ -43,6 +43,7 @@ var rooms = map[string]int{
 	"merge":              6,
 	"quant":              6,
 	"inspect":            7,
+	"report":             7,
 	"verify":             7,
 	"internal/cli":       8,
 	"cmd/loratool":       9,
