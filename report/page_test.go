@@ -154,8 +154,8 @@ func TestHeat(t *testing.T) {
 		{"low", report.HeatMap{Low: true, Marks: []report.Mark{mark("l.0.a", 1), mark("l.2.a", 11)}}, map[string]string{"l.0.a": "q9", "l.2.a": "q0"}},
 		{"orders", report.HeatMap{Marks: []report.Mark{mark("l.0.a", 0), mark("l.1.a", 1e-10), mark("l.2.a", 2e-5), mark("l.3.a", 1)}},
 			map[string]string{"l.0.a": "q0", "l.1.a": "q0", "l.2.a": "q5", "l.3.a": "q9"}},
-		{"share", report.HeatMap{Share: true, Marks: []report.Mark{mark("l.0.a", 0.0001), mark("l.1.a", 0.0002), mark("l.2.a", 1.5)}},
-			map[string]string{"l.0.a": "q0", "l.1.a": "q0", "l.2.a": "q9"}},
+		{"share", report.HeatMap{Share: true, Marks: []report.Mark{mark("l.0.a", 0.35), mark("l.1.a", 0.45), mark("l.2.a", 1.5)}},
+			map[string]string{"l.0.a": "q3", "l.1.a": "q4", "l.2.a": "q9"}},
 		{"experts", report.HeatMap{Marks: []report.Mark{mark("l.0.e.0.w", 1), mark("l.0.e.1.w", 3), mark("l.0.e.2.w", 2), mark("l.1.e.0.w", 2)}},
 			map[string]string{"l.0.e.1.w": "q9", "l.1.e.0.w": "q0"}},
 	} {
