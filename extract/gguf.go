@@ -11,7 +11,8 @@ import (
 	"github.com/loratool/loratool/formats/tensor"
 )
 
-// This file is what differs where both models are GGUF: names are llama.cpp's, the rows
+// This file is what differs where both models are GGUF, or one is and the other was made
+// to be seen as GGUF ([checkpoint.Model.As]): names are llama.cpp's, the rows
 // of a matrix are in its order on both sides, and the adapter is a GGUF file. It holds
 // pairs of factors and nothing else (llama.cpp, src/llama-adapter.cpp), with one alpha;
 // each pair's scale is alpha over its own rank.
@@ -27,8 +28,9 @@ const (
 	ggufHead      = "output.weight"
 )
 
-// checkContainers accepts two GGUF models or none. The rows of a matrix may be in another
-// order in GGUF, so that there is no difference with any other model.
+// checkContainers accepts two GGUF models or none; a model whose tensors are computed may
+// stand for one. The rows of a matrix may be in another order in GGUF, so that there is no
+// difference with any other model.
 func (s *Survey) checkContainers() error {
 	base, tuned := s.base.GGUF(), s.tuned.GGUF()
 	if base == nil && tuned == nil {
@@ -38,42 +40,59 @@ func (s *Survey) checkContainers() error {
 		return nil
 	}
 	for _, m := range []*checkpoint.Model{s.base, s.tuned} {
-		if m.GGUF() == nil {
+		if m.GGUF() == nil && !m.Computed {
 			return inputErrorf(m, "it is no GGUF model, the other is: their tensors have other names and row orders; convert one of them")
+		}
+		if m.GGUF() == nil {
+			continue
 		}
 		if kind, _, _ := m.GGUF().Metadata().OptText(keyType); kind == typeAdapter {
 			return inputErrorf(m, "it is an adapter, not a model; 'loratool merge' makes a model of it")
 		}
 	}
 	if s.opts.Output != "" && !strings.HasSuffix(s.opts.Output, ggufExt) {
-		return inputErrorf(s.base, "it is a GGUF model: its adapter is a file that ends in %s", ggufExt)
+		return inputErrorf(s.base, "an adapter of GGUF models is a file that ends in %s", ggufExt)
 	}
 	switch {
 	case s.opts.DenseWhenCheaper:
-		return inputErrorf(s.base, "it is a GGUF model: its adapter holds no weight whole, as dense-when-cheaper asks for")
+		return inputErrorf(s.base, "an adapter of GGUF models holds no weight whole, as dense-when-cheaper asks for")
 	case !isGGUFType(s.opts.factorType()):
-		return inputErrorf(s.base, "it is a GGUF model: the factors of its adapter can't be stored as %s", s.opts.factorType())
+		return inputErrorf(s.base, "the factors of an adapter of GGUF models can't be stored as %s", s.opts.factorType())
 	}
 	s.gguf = true
 	return nil
 }
 
-// checkKeys compares what the keys of two GGUF models say of the architecture.
-func (s *Survey) checkKeys() error {
-	base, tuned := s.base.GGUF().Metadata(), s.tuned.GGUF().Metadata()
-	architecture, err := base.Text(keyArchitecture)
-	if err != nil {
-		return inputErrorf(s.base, "%w", err)
+// architecture is what the keys of the GGUF model say, of the base if both are.
+func (s *Survey) architecture() (string, error) {
+	m := s.base
+	if m.GGUF() == nil {
+		m = s.tuned
 	}
+	name, err := m.GGUF().Metadata().Text(keyArchitecture)
+	if err != nil {
+		return "", inputErrorf(m, "%w", err)
+	}
+	return name, nil
+}
+
+// checkKeys compares what the keys of two GGUF models say of the architecture. A model
+// that is seen as GGUF has none, and was compared by whoever made it so.
+func (s *Survey) checkKeys() error {
+	for _, m := range []*checkpoint.Model{s.base, s.tuned} {
+		s.decideQuantized(m)
+	}
+	architecture, err := s.architecture()
+	if err != nil || s.base.GGUF() == nil || s.tuned.GGUF() == nil {
+		return err
+	}
+	base, tuned := s.base.GGUF().Metadata(), s.tuned.GGUF().Metadata()
 	for _, key := range []string{keyArchitecture, architecture + ".block_count", architecture + ".embedding_length"} {
 		x, okX := base.Get(key)
 		y, okY := tuned.Get(key)
 		if okX && okY && !x.Equal(y) {
 			return inputErrorf(s.tuned, "key %q is another than the base's: these are different models", key)
 		}
-	}
-	for _, m := range []*checkpoint.Model{s.base, s.tuned} {
-		s.decideQuantized(m)
 	}
 	return nil
 }
@@ -169,9 +188,9 @@ func isGGUFType(d tensor.DType) bool {
 // ggufLayout places the output file. Provenance is one key more, which llama.cpp passes
 // over.
 func (d *draft) ggufLayout(x *Extraction, specs []tensor.Spec) (*checkpoint.Layout, error) {
-	architecture, err := d.s.base.GGUF().Metadata().Text(keyArchitecture)
+	architecture, err := d.s.architecture()
 	if err != nil {
-		return nil, inputErrorf(d.s.base, "%w", err)
+		return nil, err
 	}
 	keys := adapter.GGUFKeys(architecture, float32(d.ggufAlpha()))
 	for key, text := range x.Metadata(nil) {
@@ -181,5 +200,9 @@ func (d *draft) ggufLayout(x *Extraction, specs []tensor.Spec) (*checkpoint.Layo
 	for _, spec := range specs {
 		all = append(all, gguf.Spec{Name: spec.Name, Type: ggufTypes[spec.DType], Shape: spec.Shape})
 	}
-	return checkpoint.NewGGUFLayout(d.s.opts.Output, all, keys, checkpoint.GGUFOptions{})
+	path := d.s.opts.Output
+	if path == "" { // of a sweep, which only asks for the size
+		path = "adapter" + ggufExt
+	}
+	return checkpoint.NewGGUFLayout(path, all, keys, checkpoint.GGUFOptions{})
 }

@@ -28,7 +28,7 @@ type Survey struct {
 	decisions []plan.Decision
 	findings  []finding // by item
 
-	gguf                 bool   // both models are
+	gguf                 bool   // both models are, or are seen as
 	embedding, head      string // tensors of the tuned model, as in its files
 	prefix               string // that names have in memory and lack in the files
 	tiedBase, tiedTuned  bool

@@ -63,8 +63,8 @@ func architectureOf(m *checkpoint.Model) string {
 
 // seePairAsGGUF makes a pair comparable if one of the two is GGUF: the other is replaced by
 // the tensors that it has there. It returns the memory that computing them holds, and what
-// to say of it.
-func seePairAsGGUF(pair *[2]*checkpoint.Model, o engine.Options) (memory int64, note string, err error) {
+// to say of it by the name that it has in the pair.
+func seePairAsGGUF(pair *[2]*checkpoint.Model, names [2]string, o engine.Options) (memory int64, note string, err error) {
 	for i, m := range pair {
 		file := pair[1-i]
 		if m.GGUF() != nil || file.GGUF() == nil {
@@ -75,8 +75,8 @@ func seePairAsGGUF(pair *[2]*checkpoint.Model, o engine.Options) (memory int64, 
 			return 0, "", err
 		}
 		pair[i] = seen.model
-		return seen.memory, fmt.Sprintf("%c is compared as the GGUF file it would become, computed in F32; settings, tokenizer and files are not compared%s",
-			"AB"[i], seen.note), nil
+		return seen.memory, fmt.Sprintf("%s is compared as the GGUF file it would become, computed in F32; settings, tokenizer and files are not compared%s",
+			names[i], seen.note), nil
 	}
 	return 0, "", nil
 }

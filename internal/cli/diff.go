@@ -139,7 +139,7 @@ func (a *App) runDiff(ctx context.Context, f *diffFlags, paths []string) error {
 		return err
 	}
 	compared := models
-	beside, note, err := seePairAsGGUF(&compared, engineOpts)
+	beside, note, err := seePairAsGGUF(&compared, [2]string{"A", "B"}, engineOpts)
 	if err != nil {
 		return err
 	}

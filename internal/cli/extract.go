@@ -81,6 +81,7 @@ Examples:
   loratool extract --base ./llama --tuned ./llama-chat -o ./lora --energy 0.95 --max-rank 256
   loratool extract --base ./llama --tuned ./llama-chat -o ./lora --size 50MB --dtype bf16 --merge-check
   loratool extract --base base-F16.gguf --tuned tuned-F16.gguf -o lora.gguf --rank 32
+  loratool extract --base ./llama --tuned tuned-F16.gguf -o lora.gguf --rank 32
 
 Which rank do you need? --sweep decomposes every change once and prints, for each
 rank, what the adapter would keep and how large it would be; it writes nothing.
@@ -102,8 +103,8 @@ or do not take. The rank is the largest that --energy or --error give any layer,
 that fits into --params or --size when every layer has it. Layers that have fewer
 directions are filled up with zeros; the report says which, and what it costs.
 
-Of two GGUF models the output is a GGUF adapter, OUT.gguf, for llama.cpp. It holds
-factors only: changed norms and biases, and embedding and head unless --target names
+Of GGUF models the output is a GGUF adapter, OUT.gguf, for llama.cpp. One of the two may
+be a folder: it is seen as the GGUF file it would become. The adapter holds factors only: changed norms and biases, and embedding and head unless --target names
 them, are left out, named and counted as lost.
 
 Factors go to a work folder beside the output while the survey runs. After a kill,
@@ -247,6 +248,20 @@ func (r *extraction) open() (err error) {
 		}
 		r.in.models = append(r.in.models, *m.dst)
 	}
+	return r.meetAsGGUF()
+}
+
+// meetAsGGUF makes a folder and a GGUF file comparable. The models of the run stay those
+// that were opened: their files are the inputs.
+func (r *extraction) meetAsGGUF() error {
+	pair := [2]*checkpoint.Model{r.base, r.tuned}
+	beside, note, err := seePairAsGGUF(&pair, [2]string{"the base", "the tuned model"}, r.engine)
+	if err != nil || note == "" {
+		return err
+	}
+	r.base, r.tuned = pair[0], pair[1]
+	r.engine.Memory = max(r.engine.Memory-beside, 1)
+	r.a.note("%s", note)
 	return nil
 }
 

@@ -346,7 +346,7 @@ func (a *App) verifyQuantized(ctx context.Context, paths []string, f *verifyFlag
 	}
 	pair := [2]*checkpoint.Model(in.models)
 	if pair[1].GGUF() != nil { // a GGUF base has no other form
-		beside, _, err := seePairAsGGUF(&pair, o.Engine)
+		beside, _, err := seePairAsGGUF(&pair, [2]string{"the base", "the model"}, o.Engine)
 		if err != nil {
 			return nil, err
 		}
