@@ -53,6 +53,8 @@ var codes = []Code{
 	{"deviates", familyMerge, Error, "a tensor is not the merge, nor a multiple of the change from it", "largest deviation", "what rounding allows"},
 	{"peft-double-rounding", familyMerge, Info, "the change was rounded before it was added and the sum again, as PEFT does with safe_merge and with 16-bit adapters", "values that are not the nearest", "0"},
 	{"base-rounded", familyMerge, Info, "base or sum were rounded to 16 bits more than once", "values that are not the nearest", "0"},
+	{"block-differs", familyMerge, Warning, "in a tensor of a GGUF file, a few blocks do not hold the codes of the merge, which all others do", "blocks", "0"},
+	{"encoder-other", familyMerge, Info, "the codes of a tensor are not those of llama.cpp's encoder without an importance matrix", "relative error", "of that encoder"},
 	{"delta-survival", familyMerge, Warning, "a good part of the change was lost by rounding", "share that is left", "share"},
 	{"delta-zero", familyMerge, Warning, "the adapters have factors for a tensor, and change nothing", "", ""},
 	{"adapter-missing", familyMerge, Error, "no tensor holds the change of the adapters: the model is the base", "tensors", "0"},

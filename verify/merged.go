@@ -27,46 +27,66 @@ const survivalLimit = 0.95
 // see [Structure].
 //
 // Adapters that do not fit the base are an error, not a finding: there is no merge
-// to compare with.
+// to compare with. Base and model are both GGUF, or none is.
 func Merged(ctx context.Context, base *checkpoint.Model, adapters []merge.Source, mo merge.Options, merged *checkpoint.Model, o Options) (*Report, error) {
-	if err := merged.RefuseGGUF("a comparison of a merge with"); err != nil {
+	c := &mergeCheck{base: base, merged: merged, shapes: make(map[string]tensor.Shape)}
+	if err := c.plan(adapters, mo); err != nil {
 		return nil, err
 	}
-	mo.NoProvenance = true
-	m, err := merge.Plan(base, adapters, mo)
-	if err != nil {
+	var err error
+	if c.Report, err = Structure(ctx, merged, o); err != nil {
 		return nil, err
 	}
-	r, err := Structure(ctx, merged, o)
-	if err != nil {
-		return nil, err
-	}
-	r.begin(familyMerge)
-	c := &mergeCheck{Report: r, merge: m, merged: merged, shapes: make(map[string]tensor.Shape)}
-	for i := range m.Layout.Files {
-		for _, t := range m.Layout.Files[i].Tensors() {
-			c.shapes[t.Name] = t.Shape
-		}
-	}
+	c.begin(familyMerge)
 	c.pair(base)
-	return r, c.run(ctx, o)
+	return c.Report, c.run(ctx, o)
 }
 
 // mergeCheck is one comparison of a model with a planned merge.
 type mergeCheck struct {
 	*Report
-	merge  *merge.Merge
-	merged *checkpoint.Model
-	shapes map[string]tensor.Shape // of the plan, by tensor
-	pairs  []mergePair
-	types  map[string]int // tensors by "bf16 in place of f32"
+	base, merged *checkpoint.Model
+	steps        []plan.Step             // one for every tensor of the merge
+	inputs       []checkpoint.Checkpoint // of the steps
+	shapes       map[string]tensor.Shape // of what they make, by tensor
+	pairs        []mergePair
+	types        map[string]int // tensors by "bf16 in place of f32"
 }
 
 // mergePair is a step of the plan and the tensor that should hold what it makes.
 type mergePair struct {
 	step   *plan.Step
 	stored tensor.Spec
+	codes  *block.GGML // that hold what the step makes; nil where numbers do
 	found  comparison
+}
+
+// plan decides the merge that the model should be.
+func (c *mergeCheck) plan(adapters []merge.Source, mo merge.Options) error {
+	switch {
+	case c.base.GGUF() == nil && c.merged.GGUF() == nil:
+		return c.planMerge(adapters, mo)
+	case c.base.GGUF() == nil:
+		return c.merged.RefuseGGUF("a comparison of a merge of another model with")
+	case c.merged.GGUF() == nil:
+		return c.base.RefuseGGUF("a comparison of another model with a merge into")
+	}
+	return c.planGGUF(adapters)
+}
+
+func (c *mergeCheck) planMerge(adapters []merge.Source, mo merge.Options) error {
+	mo.NoProvenance = true
+	m, err := merge.Plan(c.base, adapters, mo)
+	if err != nil {
+		return err
+	}
+	c.steps, c.inputs = m.Plan.Steps, m.Inputs
+	for i := range m.Layout.Files {
+		for _, t := range m.Layout.Files[i].Tensors() {
+			c.shapes[t.Name] = t.Shape
+		}
+	}
+	return nil
 }
 
 // pair finds the stored tensor of every step. Of tied embeddings a file holds one or
@@ -76,8 +96,8 @@ func (c *mergeCheck) pair(base *checkpoint.Model) {
 	c.types = make(map[string]int)
 	planned := make(map[string]bool)
 	steps := make(map[string]*plan.Step)
-	for i := range c.merge.Plan.Steps {
-		s := &c.merge.Plan.Steps[i]
+	for i := range c.steps {
+		s := &c.steps[i]
 		name := s.Write.Tensor
 		planned[name], steps[name] = true, s
 		stored, ok := c.lookup(name)
@@ -149,6 +169,9 @@ func (c *mergeCheck) addPair(s *plan.Step, stored tensor.Spec) {
 	case !stored.Shape.Equal(want):
 		c.add("merge-shape", stored.Name, "its shape is %s, that of the merge %s", stored.Shape, want)
 		return
+	case c.merged.GGUF() != nil:
+		c.addGGUFPair(s, stored)
+		return
 	case derived:
 		c.add("not-compared", stored.Name, "it is stored as %s: that is another change than the merge, see --quantized", d.Kind)
 		return
@@ -166,7 +189,7 @@ func (c *mergeCheck) run(ctx context.Context, o Options) error {
 	tasks := make([]plan.Task, len(c.pairs))
 	for i := range c.pairs {
 		p := &c.pairs[i]
-		w := &comparer64{inputs: c.merge.Inputs, merged: c.merged, step: p.step, stored: p.stored}
+		w := &comparer64{inputs: c.inputs, merged: c.merged, step: p.step, stored: p.stored, codes: p.codes}
 		tasks[i] = plan.Task{Name: p.stored.Name, Reads: p.step.InBytes() + p.stored.Size(), Scratch: w.scratch(), Do: func(ctx context.Context, _ int) (err error) {
 			p.found, err = w.compare(ctx)
 			return err
@@ -213,6 +236,10 @@ func (p *mergePair) figures() MergedTensor {
 // judge turns what was found about one tensor into findings.
 func (c *mergeCheck) judge(p *mergePair) {
 	f, name := &p.found, p.stored.Name
+	if p.codes != nil {
+		c.judgeCodes(p)
+		return
+	}
 	switch {
 	case f.outside == 0:
 	case f.recipe != nil:
@@ -261,10 +288,7 @@ func (c *mergeCheck) blame(p *mergePair) {
 // explainScale names the mistakes that give a known scale, within a tolerance.
 func explainScale(s *plan.Step, scale, tolerance float64) string {
 	is := func(want float64) bool { return math.Abs(scale-want) <= tolerance }
-	root := 0.0
-	if stages := s.Stages; len(stages) == 1 && stages[0].Op.Kind() == "add_lora" {
-		root = math.Sqrt(float64(stages[0].Sides[0].Rows()))
-	}
+	root := rootOfRank(s)
 	switch {
 	case is(2):
 		return ": it was applied twice"
@@ -276,6 +300,14 @@ func explainScale(s *plan.Step, scale, tolerance float64) string {
 		return ": alpha/r was taken, where the config says alpha/sqrt(r)"
 	}
 	return ""
+}
+
+// rootOfRank is sqrt(r) of a step that adds one low-rank product, 0 of others.
+func rootOfRank(s *plan.Step) float64 {
+	if stages := s.Stages; len(stages) == 1 && stages[0].Op.Kind() == "add_lora" {
+		return math.Sqrt(float64(stages[0].Sides[0].Rows()))
+	}
+	return 0
 }
 
 // judgeAll adds what the findings mean together.
@@ -299,6 +331,7 @@ type comparer64 struct {
 	merged *checkpoint.Model
 	step   *plan.Step
 	stored tensor.Spec
+	codes  *block.GGML // that the tensor is stored in; nil for numbers
 
 	factors tensor.DType // that side inputs are rounded to first; none leaves them
 	funcs   []plan.Func[float64]
@@ -315,7 +348,8 @@ type comparison struct {
 	largest                float64 // |Y - (W+D)| of the values outside
 	first                  int64   // of these, with what it is, should be and may be off by
 	stored, exact, allowed float64
-	recipe                 *recipe // that gives Y, where one rounding does not
+	recipe                 *recipe  // that gives Y, where one rounding does not
+	codes                  recoding // of what is stored in blocks
 }
 
 // blocksHeld at once are W, the result, Y, two bounds and two more for a recipe, and
@@ -337,6 +371,9 @@ func (w *comparer64) compare(ctx context.Context) (comparison, error) {
 		return comparison{}, err
 	}
 	defer func() { w.funcs = nil }() // the factors
+	if w.codes != nil {
+		return w.compareCodes(ctx)
+	}
 	var c comparison
 	err := w.each(ctx, func(b *compared) error {
 		b.judge(&c, w)

@@ -359,7 +359,7 @@ func TestMerged(t *testing.T) {
 		})
 	}
 	for _, c := range verify.Codes() {
-		if c.Family == "merge" && !caught[c.Name] {
+		if c.Family == "merge" && !caught[c.Name] && c.Name != "block-differs" && c.Name != "encoder-other" { // see TestMergedCodes
 			t.Errorf("no planted defect shows %q", c.Name)
 		}
 	}

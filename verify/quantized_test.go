@@ -249,30 +249,43 @@ func TestQuantizedBounds(t *testing.T) {
 // ggufWeight writes a GGUF file with one weight of 64 rows.
 func ggufWeight(t *testing.T, kind string, values []float32) string {
 	t.Helper()
-	typ, err := gguf.ParseType(kind)
-	if err != nil {
-		t.Fatal(err)
-	}
 	m := new(gguf.Metadata)
 	m.Set("general.architecture", gguf.ValueOf("novel"))
-	spec := gguf.Spec{Name: "blk.0.ffn_up.weight", Type: typ, Shape: tensor.Shape{64, int64(len(values) / 64)}}
-	layout, err := gguf.NewLayout(m, []gguf.Spec{spec}, gguf.LayoutOptions{})
+	return writeGGUF(t, kind+".gguf", m, ggufTensor{"blk.0.ffn_up.weight", kind, 64, values})
+}
+
+// ggufTensor is a matrix of a GGUF file.
+type ggufTensor struct {
+	name, kind string
+	rows       int
+	values     []float32
+}
+
+// writeGGUF writes a GGUF file.
+func writeGGUF(t *testing.T, name string, m *gguf.Metadata, tensors ...ggufTensor) string {
+	t.Helper()
+	var specs []gguf.Spec
+	for _, x := range tensors {
+		typ, err := gguf.ParseType(x.kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		specs = append(specs, gguf.Spec{Name: x.name, Type: typ, Shape: tensor.Shape{int64(x.rows), int64(len(x.values) / x.rows)}})
+	}
+	layout, err := gguf.NewLayout(m, specs, gguf.LayoutOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	data := append(layout.Header(), make([]byte, layout.Size()-int64(len(layout.Header())))...)
-	at, _ := layout.Offset(spec.Name)
-	if kind == "f32" {
-		codec, _ := block.For(tensor.F32)
-		codec.Encode32(data[at:at+int64(4*len(values))], values)
-	} else {
-		ggml := block.GGML(typ)
-		size, _ := ggml.RowBytes(int64(len(values)))
-		if err := ggml.Quantize(data[at:at+size], values, len(values)/64, nil); err != nil {
+	for i, x := range tensors {
+		at, _ := layout.Offset(x.name)
+		ggml, cols := block.GGML(specs[i].Type), len(x.values)/x.rows
+		size, _ := ggml.RowBytes(int64(len(x.values)))
+		if err := ggml.Quantize(data[at:at+size], x.values, cols, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	path := filepath.Join(t.TempDir(), kind+".gguf")
+	path := filepath.Join(t.TempDir(), name)
 	if err := os.WriteFile(path, data, 0o666); err != nil {
 		t.Fatal(err)
 	}

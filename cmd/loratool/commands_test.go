@@ -224,6 +224,18 @@ func halve(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.Truncate(ts.MkAbs(args[0]), info.Size()/2))
 }
 
+// bit FILE OFFSET flips the lowest bit of a byte; a negative offset counts from the end.
+func bit(ts *testscript.TestScript, _ bool, args []string) {
+	at, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	data := []byte(ts.ReadFile(args[0]))
+	if at < 0 {
+		at += len(data)
+	}
+	data[at] ^= 1
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data, 0o666))
+}
+
 // json FILE PATH WANT compares a value in a document: strings as they are, all
 // else in compact JSON. PATH has keys and indices with dots between them; at
 // the end, len is the length of a list and @ stands for the keys of an object.

@@ -60,6 +60,7 @@ func TestScript(t *testing.T) {
 			"weights": weights,
 			"gguf":    writeGGUF,
 			"halve":   halve,
+			"bit":     bit,
 			"json":    jsonValue,
 			"scrub":   scrub,
 			"planned": planned,

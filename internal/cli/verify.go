@@ -48,6 +48,7 @@ Examples:
   loratool verify ./merged
   loratool verify ./lora --json
   loratool verify --base ./llama --adapter ./lora --merged ./merged
+  loratool verify --base base.gguf --adapter lora.gguf --merged merged-Q4_K_M.gguf
   loratool verify --base ./llama --quantized ./llama-nf4
   loratool verify --base ./llama --quantized llama-Q8_0.gguf
   loratool verify --loftq ./llama ./llama-nf4 ./loftq
@@ -63,7 +64,8 @@ element types, quantization, what runs code, and every value for infinities and 
 
 With --merged every tensor is computed again from BASE and ADAPTERs in float64 and
 compared, whoever made the merge; what PEFT rounds twice is recognised and named. The
-other tensors must be the base's. MERGED is then checked like PATH as well.
+other tensors must be the base's. Of GGUF files, tensors in blocks must hold the codes
+that llama.cpp's encoder makes of the merge. MERGED is then checked like PATH as well.
 
 With --quantized no weight of Q may be farther from BASE than its format can be, and
 what is not quantized must be the base's. A GGUF file is compared with one in 16 or 32
@@ -304,6 +306,13 @@ func (a *App) verifyMerge(ctx context.Context, paths []string, f *verifyFlags, o
 		return nil, err
 	}
 	defer inputs.close()
+	if inputs.base.GGUF() != nil {
+		for _, name := range []string{"init-adapter", "moe-b-layout", "train-base", "mha-formula"} {
+			if f.merge.set.Changed(name) {
+				return nil, usagef("--%s does not apply to a merge into a GGUF file", name)
+			}
+		}
+	}
 	merged, err := checkpoint.Open(paths[0], a.cache())
 	if err != nil {
 		return nil, err
