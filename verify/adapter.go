@@ -32,6 +32,9 @@ var factorPairs = [][2]string{{"lora_A", "lora_B"}, {"lora_embedding_A", "lora_e
 
 // checkFactors compares the two factors of a LoRA module.
 func (s *subject) checkFactors(c *adapter.Config, m *adapter.Module) {
+	if s.addMisplaced(c, m, nil) {
+		return
+	}
 	for _, names := range factorPairs {
 		a, hasA := m.Part(names[0])
 		b, hasB := m.Part(names[1])

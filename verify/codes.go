@@ -39,6 +39,8 @@ var codes = []Code{
 	{"adapter-config", familyStructure, Error, "the config of an adapter does not fit its tensors, or can't be used", "", ""},
 	{"adapter-half", familyStructure, Error, "of the two factors of a module one is missing", "", ""},
 	{"adapter-rank", familyStructure, Error, "the factors of a module have another rank than each other, or than the config says", "rank", "rank of the config"},
+	{"factor-swapped", familyStructure, Error, "the factors of a module are in each other's place", "", ""},
+	{"factor-transposed", familyStructure, Error, "a factor of a module is stored transposed", "", ""},
 	{"zero-delta", familyStructure, Warning, "a module of an adapter changes nothing: one of its factors is zero", "", ""},
 	{"no-effect", familyStructure, Error, "no module of an adapter changes anything", "modules", "0"},
 
@@ -55,6 +57,7 @@ var codes = []Code{
 	{"base-rounded", familyMerge, Info, "base or sum were rounded to 16 bits more than once", "values that are not the nearest", "0"},
 	{"block-differs", familyMerge, Warning, "in a tensor of a GGUF file, a few blocks do not hold the codes of the merge, which all others do", "blocks", "0"},
 	{"encoder-other", familyMerge, Info, "the codes of a tensor are not those of llama.cpp's encoder without an importance matrix", "relative error", "of that encoder"},
+	{"overflow", familyMerge, Error, "values are infinite where those of the merge are finite: the type is too narrow for them", "values", "0"},
 	{"delta-survival", familyMerge, Warning, "a good part of the change was lost by rounding", "share that is left", "share"},
 	{"delta-zero", familyMerge, Warning, "the adapters have factors for a tensor, and change nothing", "", ""},
 	{"adapter-missing", familyMerge, Error, "no tensor holds the change of the adapters: the model is the base", "tensors", "0"},

@@ -27,9 +27,13 @@ const survivalLimit = 0.95
 // see [Structure].
 //
 // Adapters that do not fit the base are an error, not a finding: there is no merge
-// to compare with. Base and model are both GGUF, or none is.
+// to compare with. Factors in the wrong place are findings, and the only ones.
+// Base and model are both GGUF, or none is.
 func Merged(ctx context.Context, base *checkpoint.Model, adapters []merge.Source, mo merge.Options, merged *checkpoint.Model, o Options) (*Report, error) {
 	c := &mergeCheck{base: base, merged: merged, shapes: make(map[string]tensor.Shape)}
+	if r := misplacedFactors(base, adapters); r != nil {
+		return r, nil
+	}
 	if err := c.plan(adapters, mo); err != nil {
 		return nil, err
 	}
@@ -240,6 +244,10 @@ func (c *mergeCheck) judge(p *mergePair) {
 		c.judgeCodes(p)
 		return
 	}
+	if f.overflowed > 0 {
+		c.add("overflow", name, "%d of its %d values are infinite in %s, and finite in the merge", f.overflowed, f.values, p.stored.DType).
+			measured(float64(f.overflowed), 0)
+	}
 	switch {
 	case f.outside == 0:
 	case f.recipe != nil:
@@ -343,6 +351,7 @@ type comparer64 struct {
 // <Y-W,Y-W>, and rounding the square of what rounding can do to Y.
 type comparison struct {
 	values, nearest, outside      int64
+	overflowed                    int64 // values that are infinite and should not be
 	delta, kept, change, rounding float64
 
 	largest                float64 // |Y - (W+D)| of the values outside
@@ -563,6 +572,9 @@ func (b *compared) judge(c *comparison, w *comparer64) {
 			c.delta += d * d
 			c.kept += (y - base) * d
 			c.change += (y - base) * (y - base)
+		}
+		if math.IsInf(y, 0) && x-x == 0 {
+			c.overflowed++
 		}
 		half := ulp(w.stored.DType, x)/2 + b.noise
 		c.rounding += half * half

@@ -163,7 +163,8 @@ var mergeCases = []mergeCase{
 		f.values[q0][5] = 65280
 		f.values["lm_head.weight"][5] = 70144
 	}, merged: func(f *fixture) { f.config["dtype"] = "float16"; f.cast(tensor.F16) },
-		want: []string{"merge-dtype", "non-finite lm_head.weight"}},
+		want: []string{"merge-dtype", "non-finite lm_head.weight", "overflow lm_head.weight"}},
+	{name: "infinite in the base too", base: func(f *fixture) { f.values["lm_head.weight"][5] = math.Inf(1) }, want: []string{"non-finite lm_head.weight"}},
 	{name: "tensor lost", merged: func(f *fixture) { f.remove("model.layers.0.mlp.up_proj.weight") },
 		want: []string{"merge-missing model.layers.0.mlp.up_proj.weight", "tensor-missing model.layers.0.mlp.up_proj.weight"}},
 	{name: "tensor too many", merged: func(f *fixture) { f.add("rotary.inv_freq", tensor.F32, 4) },

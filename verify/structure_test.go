@@ -204,7 +204,9 @@ var structureDefects = []defect{
 		name := "base_model.model.model.layers.1.self_attn.v_proj.lora_"
 		f.reshape(name+"A.weight", 16, 4)
 		f.reshape(name+"B.weight", 4, 32)
-	}), []string{"adapter-rank base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"}},
+	}), []string{"factor-swapped base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight"}},
+	{"transposed", lora(func(f *fixture) { f.reshape("base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight", 4, 16) }),
+		[]string{"factor-transposed base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"}},
 	{"rank of the config", lora(func(f *fixture) { f.config["rank_pattern"] = map[string]any{"layers.1.self_attn.v_proj": 2} }),
 		[]string{"adapter-rank base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight"}},
 	{"larger rank of the config", lora(func(f *fixture) { f.config["rank_pattern"] = map[string]any{"layers.1.self_attn.v_proj": 8} }),
