@@ -52,7 +52,7 @@ bench-c:
 	cd bench && $(GO) run . --openblas "$(OPENBLAS)" --python "$(PYTHON)" $(ARGS)
 
 docs:
-	$(GO) run ./internal/docgen docs/cli
+	$(GO) run ./internal/docgen docs/cli schemas
 
 # Each fuzz target for a while; FUZZTIME=10m for longer.
 FUZZTIME ?= 30s

@@ -72,6 +72,15 @@ func classify(err error) (code int, kind string) {
 	return exitFailed, "failed"
 }
 
+// errorJSON is the last line of a command that fails.
+type errorJSON struct {
+	Type    string   `json:"message_type"`
+	Code    int      `json:"code"`
+	Kind    string   `json:"kind"`
+	Message string   `json:"message"`
+	Hints   []string `json:"hints"`
+}
+
 // fail prints an error as one line with hints below, or as JSON, and returns
 // its exit code.
 func (a *App) fail(err error) int {
@@ -91,13 +100,7 @@ func (a *App) fail(err error) int {
 		hints[i] = oneLine(h)
 	}
 	if a.json {
-		a.jsonLine(struct {
-			Type    string   `json:"message_type"`
-			Code    int      `json:"code"`
-			Kind    string   `json:"kind"`
-			Message string   `json:"message"`
-			Hints   []string `json:"hints"`
-		}{"error", code, kind, message, hints})
+		a.jsonLine(errorJSON{"error", code, kind, message, hints})
 		return code
 	}
 	fmt.Fprintf(a.Stderr, "loratool: %s\n", message)

@@ -44,16 +44,19 @@ func (s *stickyWriter) failure() error {
 	return fmt.Errorf("printing the result: %w", s.err)
 }
 
+// noteJSON is a note for programs.
+type noteJSON struct {
+	Type    string `json:"message_type"`
+	Message string `json:"message"`
+}
+
 // note prints a message that is not the result.
 func (a *App) note(format string, args ...any) {
 	message := oneLine(fmt.Sprintf(format, args...))
 	switch {
 	case a.quiet:
 	case a.json:
-		a.jsonLine(struct {
-			Type    string `json:"message_type"`
-			Message string `json:"message"`
-		}{"note", message})
+		a.jsonLine(noteJSON{"note", message})
 	default:
 		fmt.Fprintf(a.Stderr, "loratool: %s\n", message)
 	}

@@ -46,17 +46,19 @@ Examples:
 	}
 }
 
+type versionJSON struct {
+	Schema   string `json:"schema"`
+	Version  string `json:"version"`
+	Revision string `json:"revision,omitempty"`
+	Modified bool   `json:"modified,omitempty"`
+	Go       string `json:"go"`
+	OS       string `json:"os"`
+	Arch     string `json:"arch"`
+	Kernels  string `json:"kernels"`
+}
+
 func (a *App) runVersion() error {
-	v := struct {
-		Schema   string `json:"schema"`
-		Version  string `json:"version"`
-		Revision string `json:"revision,omitempty"`
-		Modified bool   `json:"modified,omitempty"`
-		Go       string `json:"go"`
-		OS       string `json:"os"`
-		Arch     string `json:"arch"`
-		Kernels  string `json:"kernels"`
-	}{
+	v := versionJSON{
 		"loratool.version/v1", buildVersion(), buildSetting("vcs.revision"), buildSetting("vcs.modified") == "true",
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, kernel.Level(),
 	}

@@ -1,7 +1,7 @@
 // Command docgen writes the pages of docs/cli from the help of loratool, one a
-// command or topic:
+// command or topic, and the schemas of its documents from their types:
 //
-//	go run ./internal/docgen docs/cli
+//	go run ./internal/docgen docs/cli schemas
 //
 // The pages hold no time and no version; a test fails when they are stale.
 package main
@@ -20,19 +20,23 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: docgen FOLDER")
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: docgen PAGES SCHEMAS")
 		os.Exit(2)
 	}
-	if err := write(os.Args[1], pages(cli.Tree())); err != nil {
+	err := write(os.Args[1], "*.md", pages(cli.Tree()))
+	if err == nil {
+		err = write(os.Args[2], "*.schema.json", schemas())
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "docgen:", err)
 		os.Exit(1)
 	}
 }
 
 // write makes the folder hold the pages and no other ones.
-func write(dir string, pages map[string]string) error {
-	old, err := filepath.Glob(filepath.Join(dir, "*.md"))
+func write(dir, pattern string, pages map[string]string) error {
+	old, err := filepath.Glob(filepath.Join(dir, pattern))
 	if err != nil {
 		return err
 	}
@@ -49,6 +53,15 @@ func write(dir string, pages map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// schemas returns the schemas by file name.
+func schemas() map[string]string {
+	all := make(map[string]string)
+	for name, text := range cli.Schemas() {
+		all[name] = string(text)
+	}
+	return all
 }
 
 // pages returns the pages by file name.

@@ -13,25 +13,26 @@ import (
 	"github.com/loratool/loratool/internal/cli"
 )
 
-// TestFresh guards docs/cli against help that has changed since.
+// TestFresh guards docs/cli and schemas against help and types that have changed since.
 func TestFresh(t *testing.T) {
-	const dir, remedy = "../../docs/cli", "run go run ./internal/docgen docs/cli"
-	want := pages(cli.Tree())
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	if sorted := slices.Sorted(maps.Keys(want)); !slices.Equal(names, sorted) {
-		t.Errorf("docs/cli has %q, want %q; %s", names, sorted, remedy)
-	}
-	for name, page := range want {
-		got, err := os.ReadFile(filepath.Join(dir, name))
-		if err == nil && string(got) != page {
-			t.Errorf("docs/cli/%s is stale; %s", name, remedy)
+	const remedy = "run make docs"
+	for dir, want := range map[string]map[string]string{"../../docs/cli": pages(cli.Tree()), "../../schemas": schemas()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		if sorted := slices.Sorted(maps.Keys(want)); !slices.Equal(names, sorted) {
+			t.Errorf("%s has %q, want %q; %s", dir, names, sorted, remedy)
+		}
+		for name, page := range want {
+			got, err := os.ReadFile(filepath.Join(dir, name))
+			if err == nil && string(got) != page {
+				t.Errorf("%s/%s is stale; %s", dir, name, remedy)
+			}
 		}
 	}
 }
@@ -44,7 +45,7 @@ func TestWrite(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := write(dir, map[string]string{"loratool.md": "text\n"}); err != nil {
+	if err := write(dir, "*.md", map[string]string{"loratool.md": "text\n"}); err != nil {
 		t.Fatal(err)
 	}
 	left, err := filepath.Glob(filepath.Join(dir, "*"))
