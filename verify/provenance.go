@@ -28,12 +28,15 @@ const (
 )
 
 // Provenance adds to a report what the records of a model say: the hashes of its
-// files in SHA256SUMS, and those of the inputs that it was made of, compared with the
+// files in SHA256SUMS, those of its tensors in manifest.json, and those of the inputs that it was made of, compared with the
 // inputs given. Every file concerned is read once.
 func Provenance(ctx context.Context, r *Report, m *checkpoint.Model, inputs []*checkpoint.Model, o Options) error {
 	r.begin(familyProvenance)
 	p := &provenance{Report: r, hashes: make(map[string]string)}
 	if err := p.checkSums(ctx, m, o); err != nil {
+		return err
+	}
+	if err := p.checkManifest(ctx, m, o); err != nil {
 		return err
 	}
 	if len(inputs) == 0 {

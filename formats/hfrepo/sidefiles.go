@@ -7,7 +7,7 @@ import (
 
 // IsSideFile reports whether a file of a model folder is copied to a model
 // made from it: everything small that belongs to the model, and nothing that
-// would contradict the new weights (other weight formats, indexes, the old
+// would contradict the new weights (other weight formats, indexes, hashes, the old
 // card, training state, version control).
 func IsSideFile(name string) bool {
 	if strings.HasPrefix(name, ".") {
@@ -16,7 +16,7 @@ func IsSideFile(name string) bool {
 	switch name {
 	case "config.json", "adapter_config.json", "README.md", "training_args.bin", "optimizer.pt",
 		"scheduler.pt", "trainer_state.json", "all_results.json", "train_results.json",
-		"eval_results.json", "params.json":
+		"eval_results.json", "params.json", "manifest.json":
 		return false
 	}
 	if strings.HasSuffix(name, ".index.json") || strings.Contains(name, ".partial-") {

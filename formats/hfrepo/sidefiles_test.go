@@ -20,7 +20,7 @@ func TestIsSideFile(t *testing.T) {
 		"model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
 		"pytorch_model.bin.index.json", "model.gguf", "consolidated.00.pth", "config.json", "adapter_config.json",
 		"adapter_model.safetensors", "README.md", ".gitattributes", ".git", ".hidden.json", "training_args.bin", "trainer_state.json",
-		"optimizer.pt", "params.json", "out.partial-0123abcd", "x.partial-0123abcd.json", "tf_model.h5", "rng_state.pth", "noname",
+		"optimizer.pt", "params.json", "manifest.json", "out.partial-0123abcd", "x.partial-0123abcd.json", "tf_model.h5", "rng_state.pth", "noname",
 	} {
 		if hfrepo.IsSideFile(name) {
 			t.Errorf("%q is copied", name)

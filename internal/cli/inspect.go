@@ -9,16 +9,19 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/adapter"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/inspect"
 	"github.com/loratool/loratool/report"
+	"github.com/loratool/loratool/verify"
 )
 
 // inspectFlags are the flags of inspect.
 type inspectFlags struct {
 	stats, tree bool
+	manifest    bool
 	values      int
 	run         runFlags
 	page        pageFlag
@@ -38,6 +41,7 @@ Examples:
   loratool inspect model-Q4_K_M.gguf
   loratool inspect ./llama --tree
   loratool inspect ./lora --stats
+  loratool inspect ./llama --manifest > llama.manifest.json
   loratool inspect ./lora --stats --report lora.html
 
 PATH is a .safetensors or .gguf file, a model folder, a PEFT adapter folder, or
@@ -52,6 +56,9 @@ square of the largest) and the effective rank (exp of the entropy of the values;
 bound, marked <, where not all values are known). Of a LoRA adapter the changes scale·B·A
 are decomposed in place of their factors.
 
+--manifest reads the weights too and prints name, type, shape and SHA-256 of every tensor,
+whatever the shards. Kept in the folder as manifest.json, verify --provenance compares it.
+
 Exit status: 0 well-formed, 4 malformed, truncated or unsupported.`,
 		Args:              oneArg("path"),
 		ValidArgsFunction: a.models,
@@ -61,6 +68,7 @@ Exit status: 0 well-formed, 4 malformed, truncated or unsupported.`,
 	fs.BoolVar(&f.stats, "stats", false, "read the weights: norms, singular values, ranks")
 	f.page.registerForce(fs)
 	fs.BoolVar(&f.tree, "tree", false, "print modules, layers that are alike as one")
+	fs.BoolVar(&f.manifest, "manifest", false, "print a list of the tensors with their SHA-256 in JSON, for manifest.json")
 	fs.IntVar(&f.values, "singular-values", defaultValues, "how many singular values of a matrix --stats computes; 0 for norms only")
 	fs.VarP(&f.run.jobs, "jobs", "j", "tensors read at a time (default: one per processor)")
 	fs.Var(&f.run.memory, "memory", "working memory of --stats, such as 1GiB (default 256MiB)")
@@ -125,6 +133,9 @@ func (a *App) runInspect(ctx context.Context, f *inspectFlags, path string) erro
 	if f.page.path != "" && !f.stats {
 		return usageHint("loratool inspect --stats --report "+f.page.path+" "+path, "--report: its pictures are of what --stats reads")
 	}
+	if f.manifest && (f.stats || f.tree) {
+		return usagef("--manifest prints a document of its own, without --stats and --tree")
+	}
 	m, err := checkpoint.Open(path, a.cache())
 	if err != nil {
 		return err
@@ -132,6 +143,9 @@ func (a *App) runInspect(ctx context.Context, f *inspectFlags, path string) erro
 	defer m.Close()
 	if err := f.page.refusal(a, pathsOf([]*checkpoint.Model{m})); err != nil {
 		return err
+	}
+	if f.manifest {
+		return a.printManifest(ctx, m, o)
 	}
 	doc := inspectJSON{
 		Schema: "loratool.inspect/v1", Path: path, Format: "safetensors", Revision: m.Commit,
@@ -163,6 +177,22 @@ func (a *App) runInspect(ctx context.Context, f *inspectFlags, path string) erro
 		a.printInspect(doc, m, f)
 	}
 	return f.page.write(a, func() *report.Page { return inspectPage(&doc) })
+}
+
+// printManifest prints the list of the tensors, which is JSON with and without --json.
+func (a *App) printManifest(ctx context.Context, m *checkpoint.Model, o engine.Options) error {
+	defer a.noteStop(ctx)()
+	progress := a.newProgress("reading")
+	o.Progress = progress
+	list, err := verify.NewManifest(ctx, m, o)
+	progress.Finish()
+	if err == nil {
+		err = m.CheckUnchanged()
+	}
+	if err == nil {
+		a.printJSON(list)
+	}
+	return err
 }
 
 // describeTensor says what a tensor is: of what is read as another type than it is

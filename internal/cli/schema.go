@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/loratool/loratool/verify"
 )
 
 // document is something that --json prints, by the name of its schema. A name may have
@@ -28,6 +30,7 @@ var documents = []document{
 	{"quantize-loftq", "what a quantization with an adapter did", []any{repairJSON{}}},
 	{"convert", "what a conversion did", []any{convertJSON{}}},
 	{"inspect", "what is in a checkpoint", []any{inspectJSON{}}},
+	{"manifest", "the tensors of a checkpoint and their hashes: inspect --manifest", []any{verify.Manifest{}}},
 	{"verify", "what was found wrong", []any{verifyJSON{}}},
 	{"diff", "how two checkpoints differ", []any{diffJSON{}}},
 	{"version", "the build", []any{versionJSON{}}},

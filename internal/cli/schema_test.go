@@ -98,7 +98,7 @@ func TestSchemas(t *testing.T) {
 		{"quantize", base, "-o", at("q"), "--type", "nf4", "--dry-run"}, {"quantize", base, "-o", at("q"), "--type", "nf4"},
 		{"quantize", base, "-o", at("ql"), "--type", "nf4", "--loftq", "--adapter-out", at("pairs"), "--rank", "4"},
 		{"convert", base, "-o", at("c"), "--dtype", "f32", "--verify"}, {"convert", base, "-o", at("c2"), "--dtype", "f32", "--dry-run"},
-		{"inspect", base, "--stats", "--tree"}, {"inspect", lora, "--stats"}, {"inspect", at("q")}, {"inspect", at("none")},
+		{"inspect", base, "--stats", "--tree"}, {"inspect", lora, "--stats"}, {"inspect", base, "--manifest"}, {"inspect", at("q")}, {"inspect", at("none")},
 		{"verify", at("merged")}, {"verify", "--base", base, "--adapter", lora, "--merged", base},
 		{"verify", "--base", base, "--quantized", at("q")}, {"verify", "--loftq", base, at("ql"), at("pairs")},
 		{"diff", base, at("merged")}, {"diff", lora, at("small")}, {"diff", base, base, "--atol", "1"}, {"version"}, {"nonsense"},

@@ -74,8 +74,8 @@ bits, or with the folder it was made from as 'convert -o M.gguf' sees it.
 With --loftq the pairs of ADAPTER are compared with what quantization left out of Q,
 and the scale at which they would fit best with the one that they are applied with.
 
---provenance reads files once more for their hashes: those in SHA256SUMS, and those of
-BASE and ADAPTERs against what the model records of its inputs.
+--provenance reads files once more for their hashes: those in SHA256SUMS, those of tensors
+in manifest.json ('inspect --manifest' makes it), and those of BASE and ADAPTERs against what the model records of its inputs.
 
 A finding is an error, a warning or an info; errors fail the check, with --strict
 warnings do too. What makes a file unreadable is no finding but bad input.
