@@ -29,8 +29,9 @@ type Options struct {
 	ShardSize    int64
 	NoProvenance bool
 	Version      string // of the tool, for provenance
-	// Of GGUF files: the model's name, none for that of its card or folder, and the
-	// pre-tokenizer by llama.cpp's name, none to tell it from tokenizer.json.
+	// Of GGUF files that are written: the model's name, none for that of its card or
+	// folder. Of those that are written or read: the pre-tokenizer by llama.cpp's name,
+	// none to tell it from tokenizer.json, or to take what the file says.
 	Name         string
 	PreTokenizer string
 }
@@ -55,8 +56,9 @@ type planner struct {
 	source   *checkpoint.Model
 	config   hfrepo.Config // as it is going to be
 	options  Options
-	restored bool     // the input was stored as codes
-	dropped  []string // tensors and files that are left out
+	restored bool                 // the input was stored as codes
+	dropped  []string             // tensors and files that are left out
+	gguf     []checkpoint.Sidecar // of an input that is GGUF: the files made from its keys
 
 	plan  *plan.Plan
 	specs []tensor.Spec // of the output
@@ -68,13 +70,13 @@ func Plan(source *checkpoint.Model, o Options) (*Conversion, error) {
 		source: source, config: hfrepo.NewConfig(source.Config).Clone(), options: o,
 		plan: &plan.Plan{Unhashed: o.NoProvenance},
 	}
-	if err := source.RefuseGGUF("a conversion from"); err != nil {
-		return nil, err
-	}
 	if err := p.checkOptions(); err != nil {
 		return nil, err
 	}
 	p.addInput()
+	if source.GGUF() != nil {
+		return planHF(p)
+	}
 	if strings.HasSuffix(o.Output, ggufExt) {
 		return planGGUF(p)
 	}

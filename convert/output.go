@@ -44,6 +44,9 @@ func (p *planner) sidecars(c *Conversion) ([]checkpoint.Sidecar, error) {
 		}
 		return nil, nil
 	}
+	if p.gguf != nil {
+		return p.ggufSidecars(c), nil
+	}
 	if !p.source.IsFolder {
 		return nil, nil
 	}

@@ -32,15 +32,20 @@ type FromGGUF struct {
 // computed when they are read. A tensor or an architecture without tables, and a model
 // that lacks tensors, are errors that name them.
 func AsHF(source *checkpoint.Model) (*FromGGUF, error) {
+	_, from, err := asHF(source)
+	return from, err
+}
+
+func asHF(source *checkpoint.Model) (*hfPlanner, *FromGGUF, error) {
 	h := &hfPlanner{source: source, stored: make(map[string]tensor.Spec), view: &hfView{source: source, tensors: make(map[string]*hfTensor)}}
 	for _, step := range []func() error{h.open, h.readSizes, h.addTensors, h.checkComplete, h.buildConfig} {
 		if err := step(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	model := source.As(h.view)
 	model.Config = h.config
-	return &FromGGUF{Model: model, Decisions: h.decisions, Quantized: h.quantized()}, nil
+	return h, &FromGGUF{Model: model, Decisions: h.decisions, Quantized: h.quantized()}, nil
 }
 
 // hfPlanner is the state of one call of AsHF.
@@ -295,6 +300,9 @@ func (h *hfPlanner) checkComplete() error {
 				return h.errorf("it has no tensor %q, which %q must have: the file is incomplete, or of another kind than its architecture", name, h.arch)
 			}
 		}
+	}
+	if slices.ContainsFunc(h.family.Renames, func(r arch.Rename) bool { return r.Change == arch.PlusOne }) {
+		h.decide("norms", "the file has 1 + w of each norm of this family: what is below the last place of that sum, 2^-23, is lost, and so is the sign of a zero")
 	}
 	return h.checkBiases()
 }

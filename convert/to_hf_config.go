@@ -215,7 +215,10 @@ func (h *hfPlanner) headConfig() error {
 			return h.errorf("tensor %q has %d rows, the keys state %d heads of %d", c.name, s.Shape[0], c.heads, head)
 		}
 	}
-	h.setInt("head_dim", head)
+	// Without a size of heads these share the hidden size in transformers too.
+	if _, stated, _ := h.optInt("attention.key_length"); stated || !slices.Contains([]string{"llama", "qwen2", "qwen2moe"}, h.arch) {
+		h.setInt("head_dim", head)
+	}
 	if causal, ok, err := h.keys.OptBool(h.arch + ".attention.causal"); err != nil {
 		return h.errorf("%w", err)
 	} else if ok {

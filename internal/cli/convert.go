@@ -37,12 +37,14 @@ func (a *App) newConvert() *cobra.Command {
 	var f convertFlags
 	cmd := &cobra.Command{
 		Use:   "convert MODEL -o OUT",
-		Short: "Write a model or an adapter in another type, other shards, or as GGUF",
+		Short: "Write a model or an adapter in another type, other shards, as GGUF or from it",
 		Long: `Write a safetensors model, or a PEFT adapter, again: with other element types, in
-other shards, with plain weights in place of quantized ones, or as a GGUF file.
+other shards, with plain weights in place of quantized ones, or as a GGUF file. Or
+write a GGUF model as a folder for transformers.
 
 Examples:
   loratool convert ./llama -o ./llama.gguf
+  loratool convert ./llama-q4_k_m.gguf -o ./llama
   loratool convert ./llama -o ./llama-f16 --dtype f16
   loratool convert ./llama-nf4 -o ./llama-bf16
   loratool convert ./llama -o ./small-shards --shard-size 1GB
@@ -63,6 +65,14 @@ tables for Llama, Mistral, Mixtral, Qwen2, Qwen3, their models of experts, Gemma
 error that names it, and so is a module behind a BERT that GGUF has no place for. The
 pre-tokenizer is told from the regular expressions in tokenizer.json; --pre overrules
 them.
+
+A MODEL that is a GGUF file, or one of its splits, becomes a folder for transformers,
+of the same families: tensors with the names and rows of Hugging Face, single experts,
+config.json, generation_config.json, tokenizer.json and chat template from the keys of
+the file. All tensors get one type: --dtype, else bf16 if the file is quantized, else
+that of its matrices. F32, F16 and BF16 come back exactly; what quantization lost is
+lost. What the file does not say is named in the plan; a key or a tensor that is not
+known is an error.
 
 A finite value that the new type has no room for - f16 ends at 65504 - is an error
 that names the tensor. Nothing is written then. A run that was killed leaves a
@@ -88,7 +98,7 @@ func (f *convertFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
 	fs.StringVar(&f.name, "name", "", "`NAME` of the model in a GGUF file (default: that of its folder)")
-	fs.StringVar(&f.pre, "pre", "", "pre-tokenizer of a GGUF file by llama.cpp's `NAME` (default: by the expressions in tokenizer.json)")
+	fs.StringVar(&f.pre, "pre", "", "pre-tokenizer of a GGUF file by llama.cpp's `NAME` (default: by the expressions in tokenizer.json, or as the file says)")
 	fs.BoolVar(&f.verify, "verify", false, "compute everything again in float64 and compare before the output appears")
 	f.run.register(fs)
 }
@@ -120,8 +130,8 @@ func (f *convertFlags) options() (convert.Options, error) {
 	switch {
 	case f.output == "":
 		return o, usagef("-o is missing")
-	case !isGGUF && (f.name != "" || f.pre != ""):
-		return o, usagef("--name and --pre are for an output that ends in .gguf")
+	case !isGGUF && f.name != "":
+		return o, usagef("--name is for an output that ends in .gguf")
 	case f.shardSize != 0 && (isGGUF || strings.HasSuffix(f.output, ".safetensors")):
 		return o, usagef("--shard-size: the output %q is one file", f.output)
 	case f.dtype == "":
@@ -151,6 +161,9 @@ func (a *App) runConvert(ctx context.Context, f *convertFlags) error {
 	}
 	inputs := &mergeInputs{base: source, models: []*checkpoint.Model{source}}
 	defer inputs.close()
+	if f.pre != "" && source.GGUF() == nil && !strings.HasSuffix(f.output, ".gguf") {
+		return usagef("--pre is for an input or an output that is GGUF")
+	}
 	c, err := convert.Plan(source, opts)
 	if option, ok := errors.AsType[*convert.OptionError](err); ok {
 		return usagef("--%w", option)
