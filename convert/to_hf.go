@@ -224,8 +224,8 @@ func (h *hfPlanner) addTensor(s tensor.Spec, t arch.HFTensor) error {
 		}
 		v.head = shape[0] / heads
 	case arch.Transposed:
-		if len(shape) != 2 {
-			return h.errorf("tensor %q: its shape is %v, not that of a matrix", s.Name, shape)
+		if len(shape) != 2 || s.DType.Bits()%8 != 0 {
+			return h.errorf("tensor %q: %s of shape %v can't be transposed", s.Name, s.DType, shape)
 		}
 		v.transposed, v.spec.Shape = true, tensor.Shape{shape[1], shape[0]}
 	case arch.Stacked:

@@ -20,7 +20,7 @@ import (
 // hfConfig is what a family's config.json is made of.
 type hfConfig struct {
 	class, modelType string
-	params           []hfParam // behind those of all families
+	common, params   []hfParam
 	// rest adds what is no plain number.
 	rest func(*hfPlanner) error
 }
@@ -72,29 +72,38 @@ var hfConfigs map[string]*hfConfig
 
 func init() { // as rest reads the table
 	hfConfigs = map[string]*hfConfig{
-		"llama": {"LlamaForCausalLM", "llama", []hfParam{{"expert_used_count", "num_experts_per_tok", optionalWhole}}, (*hfPlanner).llamaConfig},
-		"qwen2": {"Qwen2ForCausalLM", "qwen2", nil, (*hfPlanner).qwenConfig},
-		"qwen3": {"Qwen3ForCausalLM", "qwen3", nil, (*hfPlanner).qwenConfig},
-		"qwen2moe": {"Qwen2MoeForCausalLM", "qwen2_moe", []hfParam{
+		"llama": {"LlamaForCausalLM", "llama", hfCommon, []hfParam{{"expert_used_count", "num_experts_per_tok", optionalWhole}}, (*hfPlanner).llamaConfig},
+		"qwen2": {"Qwen2ForCausalLM", "qwen2", hfCommon, nil, (*hfPlanner).qwenConfig},
+		"qwen3": {"Qwen3ForCausalLM", "qwen3", hfCommon, nil, (*hfPlanner).qwenConfig},
+		"qwen2moe": {"Qwen2MoeForCausalLM", "qwen2_moe", hfCommon, []hfParam{
 			{"expert_used_count", "num_experts_per_tok", whole},
 			{"expert_feed_forward_length", "moe_intermediate_size", optionalWhole},
 			{"expert_shared_feed_forward_length", "shared_expert_intermediate_size", optionalWhole},
 		}, (*hfPlanner).qwenConfig},
-		"qwen3moe": {"Qwen3MoeForCausalLM", "qwen3_moe", []hfParam{
+		"qwen3moe": {"Qwen3MoeForCausalLM", "qwen3_moe", hfCommon, []hfParam{
 			{"expert_used_count", "num_experts_per_tok", whole},
 			{"expert_feed_forward_length", "moe_intermediate_size", optionalWhole},
 		}, (*hfPlanner).qwenConfig},
-		"gemma": {"GemmaForCausalLM", "gemma", nil, (*hfPlanner).gemmaConfig},
-		"gemma2": {"Gemma2ForCausalLM", "gemma2", []hfParam{
+		"gemma": {"GemmaForCausalLM", "gemma", hfCommon, nil, (*hfPlanner).gemmaConfig},
+		"gemma2": {"Gemma2ForCausalLM", "gemma2", hfCommon, []hfParam{
 			{"attention.sliding_window", "sliding_window", whole},
 			{"attn_logit_softcapping", "attn_logit_softcapping", optionalReal},
 			{"final_logit_softcapping", "final_logit_softcapping", optionalReal},
 		}, (*hfPlanner).gemmaConfig},
-		"gemma3": {"Gemma3ForCausalLM", "gemma3_text", []hfParam{
+		"gemma3": {"Gemma3ForCausalLM", "gemma3_text", hfCommon, []hfParam{
 			{"attention.sliding_window", "sliding_window", optionalWhole},
 			{"final_logit_softcapping", "final_logit_softcapping", optionalReal},
 			{"rope.freq_base_swa", "rope_local_base_freq", optionalReal},
 		}, (*hfPlanner).gemmaConfig},
+		"gpt2": {"GPT2LMHeadModel", "gpt2", nil, []hfParam{
+			{"context_length", "n_positions", whole},
+			{"embedding_length", "n_embd", whole},
+			{"block_count", "n_layer", whole},
+			{"attention.head_count", "n_head", whole},
+			{"attention.layer_norm_epsilon", "layer_norm_epsilon", real},
+			{"feed_forward_length", "", read},
+			{"vocab_size", "", read},
+		}, (*hfPlanner).gpt2Config},
 	}
 }
 
@@ -104,7 +113,7 @@ func (h *hfPlanner) buildConfig() error {
 	h.config = strictjson.NewObject()
 	h.config.Set("architectures", strictjson.NewStrings([]string{family.class}))
 	h.config.Set("model_type", strictjson.NewString(family.modelType))
-	params := slices.Concat(hfCommon, family.params)
+	params := slices.Concat(family.common, family.params)
 	if err := h.refuseUnknown(params); err != nil {
 		return err
 	}
@@ -113,7 +122,11 @@ func (h *hfPlanner) buildConfig() error {
 			return err
 		}
 	}
-	for _, step := range []func() error{h.headConfig, h.vocabConfig, h.ropeConfig, func() error { return family.rest(h) }} {
+	steps := []func() error{h.vocabConfig, func() error { return family.rest(h) }}
+	if family.common != nil {
+		steps = slices.Concat([]func() error{h.headConfig, h.ropeConfig}, steps)
+	}
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
 		}
@@ -503,5 +516,27 @@ func (h *hfPlanner) queryScale() error {
 	}
 	h.setInt("query_pre_attn_scalar", scalar)
 	h.decide("query-scale", fmt.Sprintf("the file does not say what queries are scaled by: query_pre_attn_scalar is %d, as llama.cpp computes", scalar))
+	return nil
+}
+
+// gpt2Config adds what GPT-2 has by definition.
+func (h *hfPlanner) gpt2Config() error {
+	h.setText("activation_function", "gelu_new")
+	hidden, err := h.mustInt("embedding_length")
+	if err != nil {
+		return err
+	}
+	inner, err := h.intOr("feed_forward_length", 4*hidden)
+	if err != nil {
+		return err
+	}
+	if inner != 4*hidden {
+		h.setInt("n_inner", inner)
+	}
+	for _, name := range []string{"attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"} {
+		if !h.hasTensor(name + ".bias") {
+			return h.errorf("it has no tensor %q, which GPT-2 has in transformers", "blk.0."+name+".bias")
+		}
+	}
 	return nil
 }

@@ -51,7 +51,7 @@ func (v *hfView) Open(name string) (io.ReaderAt, error) {
 	case t.head > 0:
 		return &halvesReader{src: src, row: size / t.spec.Shape[0], head: t.head, size: size}, nil
 	case t.transposed:
-		return newTransposedReader(src, t.from)
+		return &turnedReader{src, t.from.Shape[0], t.from.Shape[1], t.from.DType.Bits() / 8}, nil
 	}
 	return io.NewSectionReader(src, t.skip, size), nil
 }
@@ -185,48 +185,5 @@ func (r *minusOneReader) ReadAt(p []byte, off int64) (int, error) {
 		x[i]--
 	}
 	copy(p, encodeF32(x)[off-first*wide:])
-	return len(p), end
-}
-
-// transposedReader makes (in, out) of a matrix that is stored as (out, in).
-type transposedReader struct {
-	src        io.ReaderAt
-	rows, cols int64 // of the source
-	size       int64 // bytes of an element
-}
-
-func newTransposedReader(src io.ReaderAt, from tensor.Spec) (io.ReaderAt, error) {
-	if len(from.Shape) != 2 || from.NumElements() == 0 {
-		return nil, fmt.Errorf("tensor %q of shape %v can't be transposed", from.Name, from.Shape)
-	}
-	return &transposedReader{src: src, rows: from.Shape[0], cols: from.Shape[1], size: from.Size() / from.NumElements()}, nil
-}
-
-// transposedRun is how much of the source is read at a time. Every read passes over all
-// rows of the source, as an output row has an element of each.
-const transposedRun = 1 << 20
-
-func (r *transposedReader) ReadAt(p []byte, off int64) (int, error) {
-	p, end := within(p, off, r.rows*r.cols*r.size)
-	if len(p) == 0 {
-		return 0, end
-	}
-	out := r.rows * r.size // bytes of an output row
-	from, to := off/out, (off+int64(len(p))-1)/out+1
-	whole := make([]byte, (to-from)*out)
-	step := max(transposedRun/(r.cols*r.size), 1)
-	raw := make([]byte, min(step, r.rows)*r.cols*r.size)
-	for first := int64(0); first < r.rows; first += step {
-		rows := min(step, r.rows-first)
-		if err := readAll(r.src, raw[:rows*r.cols*r.size], first*r.cols*r.size); err != nil {
-			return 0, err
-		}
-		for i := range rows {
-			for j := from; j < to; j++ {
-				copy(whole[(j-from)*out+(first+i)*r.size:][:r.size], raw[(i*r.cols+j)*r.size:])
-			}
-		}
-	}
-	copy(p, whole[off-from*out:])
 	return len(p), end
 }

@@ -122,6 +122,12 @@ func (f *hfFiles) readScores() error {
 		}
 		v.Scores = append(v.Scores, float32(s))
 	}
+	if f.equalScores() {
+		f.kind = ""
+		f.decide("no-tokenizer", "every token of its SentencePiece tokenizer has the same score, so that the order of its merges is not in the file: "+
+			"no tokenizer is written; take tokenizer.json of the model that it was made from")
+		return nil
+	}
 	v.SpacePrefix = true
 	if prefix, ok, err := f.keys.OptBool(tokenKey("add_space_prefix")); err != nil {
 		return f.errorf("%w", err)
@@ -129,6 +135,18 @@ func (f *hfFiles) readScores() error {
 		v.SpacePrefix = prefix
 	}
 	return nil
+}
+
+// equalScores reports whether the scores put no pieces in an order, as in files that were
+// made of a tokenizer.json.
+func (f *hfFiles) equalScores() bool {
+	var scores []float32
+	for id, s := range f.vocab.Scores {
+		if f.vocab.Types[id] == tokenizer.Normal {
+			scores = append(scores, s)
+		}
+	}
+	return len(scores) > 1 && slices.Min(scores) == slices.Max(scores)
 }
 
 // readMerges reads the merges and the pre-tokenizer of BPE.
