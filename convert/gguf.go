@@ -93,6 +93,15 @@ func (g *ggufPlanner) open() error {
 // readSizes reads what the tensors depend on.
 func (g *ggufPlanner) readSizes() (err error) {
 	g.hparams = g.source.Config
+	if g.family.Name == "granite" {
+		// The converter does not look at it.
+		g.hparams = strictjson.NewObject()
+		for key, v := range g.source.Config.All() {
+			if key != "head_dim" {
+				g.hparams.Set(key, v)
+			}
+		}
+	}
 	if g.layers, err = g.mustInt("n_layers", "num_hidden_layers", "n_layer", "num_layers"); err != nil {
 		return err
 	}
@@ -332,13 +341,14 @@ func (g *ggufPlanner) checkComplete() error {
 	if !ok {
 		return g.errorf("there is no embedding of tokens")
 	}
-	norm := "attn_norm"
-	if g.family.Name == "bert" {
-		norm = "attn_output_norm" // there is none in front
-	}
 	for layer := range g.layers {
-		if _, ok := g.view.tensors[fmt.Sprintf("blk.%d.%s.weight", layer, norm)]; !ok {
-			return g.errorf("layer %d of %d has no %s: tensors are missing", layer, g.layers, norm)
+		// Every layer of every family has the norm that comes first in its table.
+		i := slices.IndexFunc(g.family.Renames, func(r arch.Rename) bool {
+			return strings.HasPrefix(r.GGUF, "blk.#.") && strings.HasSuffix(r.GGUF, "_norm")
+		})
+		norm := strings.Replace(g.family.Renames[i].GGUF, "#", fmt.Sprint(layer), 1) + ".weight"
+		if _, ok := g.view.tensors[norm]; !ok {
+			return g.errorf("layer %d of %d has no tensor that becomes %q: tensors are missing", layer, g.layers, norm)
 		}
 	}
 	if len(v.spec.Shape) != 2 {

@@ -24,6 +24,11 @@ var ggufFamilyKeys = map[string]func(*ggufPlanner) error{
 	"phi3":     (*ggufPlanner).phi3Keys,
 	"gpt2":     (*ggufPlanner).gpt2Keys,
 	"bert":     (*ggufPlanner).bertKeys,
+
+	"smollm3":    (*ggufPlanner).smolLM3Keys,
+	"granite":    (*ggufPlanner).graniteKeys,
+	"olmo2":      (*ggufPlanner).olmo2Keys,
+	"starcoder2": (*ggufPlanner).starcoder2Keys,
 }
 
 // fileTypes are the numbers of general.file_type.
@@ -498,10 +503,10 @@ func (r *ropeParams) scalingKeys(kind string) error {
 
 // addExtras adds the tensors that are computed from the config, which come first.
 func (g *ggufPlanner) addExtras() error {
-	switch g.family.Name {
-	case "llama":
+	switch {
+	case g.family.IsLike("llama"):
 		return g.llama3Factors()
-	case "phi3":
+	case g.family.Name == "phi3":
 		return g.longFactors()
 	}
 	return nil

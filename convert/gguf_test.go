@@ -88,7 +88,7 @@ func TestGGUFGolden(t *testing.T) {
 			}
 		})
 	}
-	if len(cases) < 24 {
+	if len(cases) < 28 {
 		t.Errorf("only %d cases", len(cases))
 	}
 }
@@ -221,7 +221,7 @@ func TestGGUFRefusals(t *testing.T) {
 		{"another type", "qwen3", nil, convert.Options{DType: tensor.F64}, []string{"dtype"}},
 		{"a tensor of another family", "qwen3", changes{config: replace("Qwen3ForCausalLM", "Qwen2ForCausalLM")}, convert.Options{}, []string{"self_attn.k_norm.weight", "nearest names", "self_attn.k_proj"}},
 		{"fewer layers", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": 1`)}, convert.Options{}, []string{"model.layers.1.", "there are 1"}},
-		{"more layers", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": 3`)}, convert.Options{}, []string{"layer 2 of 3"}},
+		{"more layers", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": 3`)}, convert.Options{}, []string{"layer 2 of 3 has no tensor that becomes"}},
 		{"no layers", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": 0`)}, convert.Options{}, []string{"0 layers"}},
 		{"layers that are no number", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": "2"`)}, convert.Options{}, []string{"num_hidden_layers"}},
 		{"heads that do not divide", "linear", changes{config: replace(`"num_attention_heads": 4`, `"num_attention_heads": 3`)}, convert.Options{}, []string{"q_proj.weight", "3 heads"}},
@@ -254,6 +254,11 @@ func TestGGUFRefusals(t *testing.T) {
 		{"a layer of another width", "gpt2", changes{config: replace(`"n_inner": null`, `"n_inner": 32`)}, convert.Options{}, []string{"n_inner is 32", "64"}},
 		{"attention scaled by layer", "gpt2", changes{config: replace("{", `{"scale_attn_by_inverse_layer_idx": true,`)}, convert.Options{}, []string{"scale_attn_by_inverse_layer_idx"}},
 		{"attention that is not scaled", "gpt2", changes{config: replace("{", `{"scale_attn_weights": false,`)}, convert.Options{}, []string{"scale_attn_weights is false"}},
+		{"layers without positions elsewhere", "smollm3", changes{config: replace(`"no_rope_layer_interval": 4`, `"no_rope_layer_interval": 3`)}, convert.Options{}, []string{"no_rope_layer_interval is 3"}},
+		{"layers without positions, listed", "smollm3", changes{config: replace("{", `{"no_rope_layers": [1, 0],`)}, convert.Options{}, []string{"no_rope_layers", "layer 1"}},
+		{"another activation of StarCoder", "starcoder2", changes{config: replace("{", `{"hidden_act": "silu",`)}, convert.Options{}, []string{`hidden_act is "silu"`}},
+		{"layer types that are none", "olmo3", changes{config: replace("sliding_attention", "linear_attention")}, convert.Options{}, []string{"layer_types", "linear_attention"}},
+		{"heads of another size", "granite", changes{config: replace(`"head_dim": 4`, `"head_dim": 8`)}, convert.Options{}, []string{"head_dim is 8"}},
 		{"more positions", "gpt2", changes{config: replace(`"n_ctx": 32`, `"n_ctx": 64`)}, convert.Options{}, []string{"wpe.weight", "n_ctx = 64"}},
 		{"no epsilon", "gpt2", changes{config: replace("layer_norm_epsilon", "epsilon")}, convert.Options{}, []string{"no layer_norm_epsilon"}},
 		{"BERT that writes", "bert-mean", changes{config: replace("{", `{"is_decoder": true,`)}, convert.Options{}, []string{"is_decoder is true"}},

@@ -120,7 +120,7 @@ func (g *ggufPlanner) readVocabulary() error {
 		err = g.errorf("no tokenizer: neither %s nor %s", sentencePieceFile, fastFile)
 	case g.family.Name == "bert":
 		err = g.wordPieces(fast, config)
-	case fast.ByteFallback && g.family.Name == "llama":
+	case fast.ByteFallback && g.family.IsLike("llama"):
 		err = g.fallbackPieces(fast, config)
 	case fast.ByteFallback:
 		err = g.errorf("its %s is a SentencePiece model in the form of the tokenizers library: put the %s it was made from beside it", fastFile, sentencePieceFile)
@@ -131,11 +131,11 @@ func (g *ggufPlanner) readVocabulary() error {
 }
 
 // bytesOnly reports whether the converter takes BPE over bytes, whatever else there is: of
-// the families of experts and GPT-2, and of a Phi whose tokenizer is GPT-2's. That of
-// BERT knows no SentencePiece either.
+// the families of experts and some others, and of a Phi whose tokenizer is GPT-2's. That
+// of BERT knows no SentencePiece either.
 func (g *ggufPlanner) bytesOnly(config *strictjson.Object) bool {
 	switch {
-	case strings.HasSuffix(g.family.Name, "moe"), g.family.Name == "gpt2", g.family.Name == "bert":
+	case strings.HasSuffix(g.family.Name, "moe"), slices.Contains([]string{"gpt2", "bert", "olmo2", "starcoder2"}, g.family.Name):
 		return true
 	case g.family.Name == "phi3" && config != nil:
 		class, _ := config.String("tokenizer_class")
@@ -464,7 +464,7 @@ func (g *ggufPlanner) vocabularyKeys() {
 	if v.segments > 0 {
 		set(g, prefix+"token_type_count", v.segments)
 	}
-	if g.family.Name == "llama" && v.special.spacePrefix != nil {
+	if g.family.IsLike("llama") && v.special.spacePrefix != nil {
 		set(g, prefix+"add_space_prefix", *v.special.spacePrefix)
 	}
 	set(g, prefix+"model", v.kind)
@@ -487,7 +487,7 @@ func (g *ggufPlanner) vocabularyKeys() {
 		set(g, prefix+"add_space_prefix", false)
 	case g.family.Name == "gemma2", g.family.Name == "gemma3" && v.kind == "llama":
 		set(g, prefix+"add_space_prefix", false)
-	case g.family.Name == "llama":
+	case g.family.IsLike("llama"):
 		g.llamaExtras(prefix)
 	}
 }

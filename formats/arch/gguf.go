@@ -41,6 +41,7 @@ type Rename struct {
 // GGUFFamily is one architecture of GGUF.
 type GGUFFamily struct {
 	Name          string   // general.architecture
+	Like          string   // the family whose keys and tokenizer it has beside some of its own; empty for none
 	Architectures []string // of config.json
 	Prefix        string   // that tensors of the decoder have, in files of some classes
 	Renames       []Rename
@@ -72,6 +73,9 @@ func GGUFOf(architecture string) (*GGUFFamily, bool) {
 	}
 	return &ggufFamilies[i], true
 }
+
+// IsLike reports whether a family is the one of a name, or has its keys and tokenizer.
+func (f *GGUFFamily) IsLike(name string) bool { return f.Name == name || f.Like == name }
 
 // GGUFNamed finds the families that GGUF files call by a name. There may be several:
 // the first that has every tensor of a file is the file's.

@@ -89,12 +89,15 @@ var aroundNorms = with(plusOne,
 	Rename{"model.layers.#.post_feedforward_layernorm", "blk.#.post_ffw_norm", PlusOne},
 )
 
+// llamaLayers are those of Llama and of what is built like it.
+var llamaLayers = with(without(decoder, ggufHeadNorms...), paired...)
+
 // ggufFamilies are the families that can be converted.
 var ggufFamilies = []GGUFFamily{
 	{
 		Name: "llama", Prefix: "model.",
 		Architectures: []string{"LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel", "MistralForCausalLM", "MixtralForCausalLM"},
-		Renames:       with(without(decoder, ggufHeadNorms...), append(slices.Clone(paired), mixtralExperts...)...),
+		Renames:       append(slices.Clone(llamaLayers), mixtralExperts...),
 	},
 	{
 		Name: "qwen2", Prefix: "model.", Architectures: []string{"Qwen2ForCausalLM", "Qwen2Model"},
@@ -131,6 +134,20 @@ var ggufFamilies = []GGUFFamily{
 			"model.layers.#.self_attn.v_proj", "model.layers.#.mlp.gate_proj", "model.layers.#.mlp.up_proj"),
 			Rename{"model.layers.#.self_attn.qkv_proj", "blk.#.attn_qkv", Same},
 			Rename{"model.layers.#.mlp.gate_up_proj", "blk.#.ffn_up", Same}),
+	},
+	{Name: "smollm3", Like: "llama", Architectures: []string{"SmolLM3ForCausalLM"}, Renames: llamaLayers},
+	{Name: "granite", Like: "llama", Architectures: []string{"GraniteForCausalLM"}, Renames: llamaLayers},
+	{
+		Name: "olmo2", Architectures: []string{"Olmo2ForCausalLM", "Olmo3ForCausalLM"},
+		Renames: with(without(decoder, "model.layers.#.input_layernorm"),
+			Rename{"model.layers.#.post_attention_layernorm", "blk.#.post_attention_norm", Same},
+			Rename{"model.layers.#.post_feedforward_layernorm", "blk.#.post_ffw_norm", Same}),
+	},
+	{
+		Name: "starcoder2", Architectures: []string{"Starcoder2ForCausalLM"},
+		Renames: append(without(without(decoder, ggufHeadNorms...), denseLayers...),
+			Rename{"model.layers.#.mlp.c_fc", "blk.#.ffn_up", Same},
+			Rename{"model.layers.#.mlp.c_proj", "blk.#.ffn_down", Same}),
 	},
 	{
 		Name: "gpt2", Prefix: "transformer.", Architectures: []string{"GPT2LMHeadModel"},

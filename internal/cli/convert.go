@@ -61,9 +61,9 @@ An OUT that ends in .gguf is what llama.cpp's converter makes of the same folder
 for byte: names, rows, experts, hyperparameters, tokenizer, chat template. --dtype is
 f32, f16 or bf16, without it that of the model if it has 16 bits, else f16. There are
 tables for Llama, Mistral, Mixtral, Qwen2, Qwen3, their models of experts, Gemma 1 to
-3, Phi 3 and 4, GPT-2, and BERT, also of sentence-transformers; anything else is an
-error that names it, and so is a module behind a BERT that GGUF has no place for. The
-pre-tokenizer is told from the regular expressions in tokenizer.json; --pre overrules
+3, Phi 3 and 4, SmolLM3, Granite, OLMo 2 and 3, StarCoder 2, GPT-2, and BERT, also of
+sentence-transformers; anything else is an error that names it, and so is a module
+behind a BERT that GGUF has no place for. The pre-tokenizer is told from the regular expressions in tokenizer.json; --pre overrules
 them.
 
 A MODEL that is a GGUF file, or one of its splits, becomes a folder for transformers,

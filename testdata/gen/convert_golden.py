@@ -115,7 +115,7 @@ def template_files(variant):
     return files
 
 
-def bpe_files(regex=None, template=True, merges_as_pairs=False, **config):
+def bpe_files(regex=None, template=True, merges_as_pairs=False, ignore_merges=None, digits=False, **config):
     vocab = {t: i for i, t in enumerate(["!", "a", "b", "c", "t", "h", "e", "\u0120", "\u010a", "th", "the", "\u0120the", "\u0120a"])}
     merges = [("t", "h"), ("th", "e"), ("\u0120", "the"), ("\u0120", "a")]
     added = [("<|endoftext|>", True), ("<|im_start|>", True), ("<|im_end|>", True), ("<tool_call>", False), ("two\u2581words", False)]
@@ -125,6 +125,8 @@ def bpe_files(regex=None, template=True, merges_as_pairs=False, **config):
     if regex is not None:
         split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
         pre = {"type": "Sequence", "pretokenizers": [split, pre]}
+    if digits:
+        pre = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, pre]}
     first = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
     a, b = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
     post = {"type": "TemplateProcessing", "single": [first, a], "pair": [first, a, first, b],
@@ -136,6 +138,8 @@ def bpe_files(regex=None, template=True, merges_as_pairs=False, **config):
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": merges},
     }
+    if ignore_merges is not None:
+        tokenizer["model"]["ignore_merges"] = ignore_merges
     base = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None, "tokenizer_class": "PreTrainedTokenizerFast"}
     base.update(config)
     return {"tokenizer.json": tokenizer, "tokenizer_config.json": base}
@@ -157,7 +161,7 @@ def config(architecture, model_type, **more):
 
 
 def weights(dtype, head=None, biases=False, head_norms=False, experts=None, fused=False, shared=False, norms=("post_attention_layernorm",),
-            tied=False, prefix="model.", kv=KV, layers=LAYERS, vocab=VOCAB):
+            tied=False, prefix="model.", kv=KV, layers=LAYERS, vocab=VOCAB, no_input_norm=False, wide_norms=False):
     head = head or HIDDEN // HEADS
     made = {}
 
@@ -171,7 +175,8 @@ def weights(dtype, head=None, biases=False, head_norms=False, experts=None, fuse
         put("lm_head.weight", vocab, HIDDEN)
     for i in range(layers):
         layer = f"{prefix}layers.{i}."
-        put(layer + "input_layernorm.weight", HIDDEN)
+        if not no_input_norm:
+            put(layer + "input_layernorm.weight", HIDDEN)
         for n in norms:
             put(layer + n + ".weight", HIDDEN)
         for m, rows in (("q", HEADS * head), ("k", kv * head), ("v", kv * head)):
@@ -179,6 +184,9 @@ def weights(dtype, head=None, biases=False, head_norms=False, experts=None, fuse
             if biases:
                 put(f"{layer}self_attn.{m}_proj.bias", rows)
         put(layer + "self_attn.o_proj.weight", HIDDEN, HEADS * head)
+        if wide_norms:
+            put(layer + "self_attn.q_norm.weight", HEADS * head)
+            put(layer + "self_attn.k_norm.weight", kv * head)
         if head_norms:
             put(layer + "self_attn.q_norm.weight", head)
             put(layer + "self_attn.k_norm.weight", head)
@@ -225,6 +233,18 @@ def phi3_weights(dtype, tied=False, layers=LAYERS):
                               ("self_attn.qkv_proj", ((HEADS + 2 * KV) * head, HIDDEN)), ("self_attn.o_proj", (HIDDEN, HIDDEN)),
                               ("mlp.down_proj", (HIDDEN, FF))):
             shapes[f"model.layers.{i}.{module}.weight"] = shape
+    return noise(dtype, shapes)
+
+
+def starcoder2_weights(dtype):
+    """One tied layer, with norms and matrices that have biases."""
+    shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
+    layer, head = "model.layers.0.", HIDDEN // HEADS
+    for module, shape in (("model.norm", (HIDDEN,)), (layer + "input_layernorm", (HIDDEN,)), (layer + "post_attention_layernorm", (HIDDEN,)),
+                          (layer + "self_attn.q_proj", (HIDDEN, HIDDEN)), (layer + "self_attn.k_proj", (KV * head, HIDDEN)),
+                          (layer + "self_attn.v_proj", (KV * head, HIDDEN)), (layer + "self_attn.o_proj", (HIDDEN, HIDDEN)),
+                          (layer + "mlp.c_fc", (FF, HIDDEN)), (layer + "mlp.c_proj", (HIDDEN, FF))):
+        shapes[module + ".weight"], shapes[module + ".bias"] = shape, shape[:1]
     return noise(dtype, shapes)
 
 
@@ -377,17 +397,25 @@ CASES = [
     ("gemma3", "Gemma3ForCausalLM", "gemma3_text", dict(head_dim=8, rope_theta=None, sliding_window=16, rope_parameters={
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}),
      dict(dtype=torch.bfloat16, head=8, norms=AROUND, head_norms=True, tied=True), sentencepiece_files(), "f32", None, False),
-    ("Phi-3-mini-128k-instruct", "Phi3ForCausalLM", "phi3", dict(sliding_window=64, original_max_position_embeddings=32, rope_scaling={
-        "type": "su", "long_factor": [1.5, 4.25], "short_factor": [1.05, 2]}), phi3_weights(torch.bfloat16), phi3_files(), "auto", None, True),
+    ("smollm3", "SmolLM3ForCausalLM", "smollm3", dict(num_hidden_layers=1, no_rope_layer_interval=4), dict(dtype=torch.bfloat16, tied=True, layers=1),
+     bpe_files(LLAMA_REGEX, template=False, ignore_merges=True, add_prefix_space=False), "auto", "llama-bpe", False),
+    ("granite", "GraniteForCausalLM", "granite", dict(num_hidden_layers=1, head_dim=4, attention_multiplier=0.0625, embedding_multiplier=12.0,
+     residual_multiplier=0.22, logits_scaling=8.0), dict(dtype=torch.bfloat16, tied=True, layers=1), bpe_files(template=False), "auto", "gpt-2", False),
+    ("olmo3", "Olmo3ForCausalLM", "olmo3", dict(sliding_window=16, layer_types=["sliding_attention", "full_attention"]),
+     dict(dtype=torch.bfloat16, tied=True, norms=AROUND[::2], no_input_norm=True, wide_norms=True), bpe_files(QWEN_REGEX, template=False), "auto", "qwen2", False),
+    ("starcoder2", "Starcoder2ForCausalLM", "starcoder2", dict(num_hidden_layers=1, rms_norm_eps=None, norm_epsilon=1e-5, sliding_window=64),
+     starcoder2_weights(torch.bfloat16), bpe_files(digits=True, template=False), "auto", "starcoder", False),
+    ("Phi-3-mini-128k-instruct", "Phi3ForCausalLM", "phi3", dict(num_hidden_layers=1, sliding_window=64, original_max_position_embeddings=32, rope_scaling={
+        "type": "su", "long_factor": [1.5, 4.25], "short_factor": [1.05, 2]}), phi3_weights(torch.bfloat16, layers=1), phi3_files(), "auto", None, True),
     ("phi4", "Phi3ForCausalLM", "phi3", dict(num_hidden_layers=1, sliding_window="null", original_max_position_embeddings=128, partial_rotary_factor=0.5, rope_scaling="null"),
      phi3_weights(torch.float16, tied=True, layers=1), bpe_files(LLAMA_REGEX, tokenizer_class="GPT2Tokenizer"), "f16", "llama-bpe", False),
     ("phi3-yarn", "Phi3ForCausalLM", "phi3", dict(num_hidden_layers=1, rope_theta=None, rope_parameters={
         "rope_type": "yarn", "long_factor": [1.5], "short_factor": [1.25], "rope_theta": 5e4, "original_max_position_embeddings": 48,
         "partial_rotary_factor": 0.5}), phi3_weights(torch.bfloat16, layers=1), phi3_files(), "bf16", None, False),
-    ("gpt2", "GPT2LMHeadModel", "gpt2", GPT2, gpt2_weights(torch.float32), bpe_files(), "auto", "gpt-2", False),
+    ("gpt2", "GPT2LMHeadModel", "gpt2", dict(GPT2, n_layer=1), gpt2_weights(torch.float32, layers=1), bpe_files(), "auto", "gpt-2", False),
     ("gpt2-head", "GPT2LMHeadModel", "gpt2", dict(GPT2, n_layer=1, tie_word_embeddings=False), gpt2_weights(torch.bfloat16, "transformer.", head=True, layers=1),
      bpe_files(), "auto", "gpt-2", True),
-    ("bert-mean", "BertModel", "bert", BERT, bert_weights(torch.float32), wordpiece_files({"word_embedding_dimension": HIDDEN, "pooling_mode_mean_tokens": True}),
+    ("bert-mean", "BertModel", "bert", dict(BERT, num_hidden_layers=1), bert_weights(torch.bfloat16, layers=1), wordpiece_files({"word_embedding_dimension": HIDDEN, "pooling_mode_mean_tokens": True}),
      "f16", "jina-v2-en", False),
     ("bert-cls", "BertForMaskedLM", "bert", dict(BERT, num_hidden_layers=1), bert_weights(torch.float16, "bert.", ("gamma", "beta"), head=True, layers=1),
      wordpiece_files({"pooling_mode": "cls"}, lowercase=False, strip_accents=False), "auto", "jina-v2-en", False),

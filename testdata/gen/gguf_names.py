@@ -63,6 +63,10 @@ put("Gemma3ForCausalLM", A.GEMMA3, EDGES + HEAD + ATTENTION + GATED + AROUND + H
 put("Phi3ForCausalLM", A.PHI3, EDGES + HEAD + AFTER + layer("input_layernorm", "self_attn.qkv_proj", "self_attn.o_proj",
     "mlp.gate_up_proj", "mlp.down_proj"))
 both = (".weight", ".bias")
+put("SmolLM3ForCausalLM", A.SMOLLM3, EDGES + HEAD + ATTENTION + BIASES + GATED + AFTER)
+put("GraniteForCausalLM", A.GRANITE, EDGES + HEAD + ATTENTION + BIASES + GATED + AFTER)
+put("Olmo2ForCausalLM", A.OLMO2, EDGES + HEAD + ATTENTION[1:] + GATED + HEAD_NORMS + layer("post_attention_layernorm", "post_feedforward_layernorm"))
+put("Starcoder2ForCausalLM", A.STARCODER2, EDGES + HEAD + ATTENTION + BIASES + AFTER + layer("mlp.c_fc", "mlp.c_proj") + [LAYER + "mlp.c_fc.bias"])
 put("GPT2LMHeadModel", A.GPT2, HEAD + ["transformer.wte.weight", "transformer.wpe.weight"] + ["transformer.ln_f" + s for s in both] + [
     f"transformer.h.3.{m}{s}" for m in ("ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj") for s in both
 ])
