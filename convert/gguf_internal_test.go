@@ -14,6 +14,7 @@ import (
 	"github.com/loratool/loratool/formats/arch"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/internal/strictjson"
 	"github.com/loratool/loratool/plan"
 )
 
@@ -99,6 +100,41 @@ func TestTurnedReader(t *testing.T) {
 	}
 	if _, err := r.ReadAt(make([]byte, 8), -1); err == nil {
 		t.Error("a read before the beginning")
+	}
+}
+
+// TestSpacesMarked has the ways in which a tokenizer.json says what SentencePiece does to
+// spaces, and some that are not its.
+func TestSpacesMarked(t *testing.T) {
+	const replace = `{"type":"Replace","pattern":{"String":" "},"content":"▁"}`
+	for _, c := range []struct {
+		file            string
+		front, accepted bool
+	}{
+		{`{}`, false, true},
+		{`{"normalizer":` + replace + `}`, false, true},
+		{`{"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},` + replace + `]}}`, true, true},
+		{`{"pre_tokenizer":{"type":"Metaspace","replacement":"▁","prepend_scheme":"first"}}`, true, true},
+		{`{"pre_tokenizer":{"type":"Metaspace","replacement":"▁","prepend_scheme":"never"}}`, false, true},
+		{`{"pre_tokenizer":{"type":"Metaspace","replacement":"▁","add_prefix_space":true}}`, true, true},
+		{`{"pre_tokenizer":{"type":"Metaspace","replacement":"▁","add_prefix_space":false}}`, false, true},
+		{`{"pre_tokenizer":{"type":"Metaspace","replacement":"▁"}}`, true, true},
+		{`{"pre_tokenizer":{"type":"Metaspace","replacement":"_"}}`, false, false},
+		{`{"pre_tokenizer":{"type":"Whitespace"}}`, false, false},
+		{`{"normalizer":{"type":"Prepend","prepend":"_"}}`, false, false},
+		{`{"normalizer":{"type":"Replace","pattern":{"Regex":" "},"content":"▁"}}`, false, false},
+		{`{"normalizer":{"type":"Replace","content":"▁"}}`, false, false},
+		{`{"normalizer":{"type":"Sequence","normalizers":[1]}}`, false, false},
+		{`{"normalizer":1}`, false, false},
+	} {
+		root, err := strictjson.ParseObject([]byte(c.file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		front, err := spacesMarked(root)
+		if front != c.front || (err == nil) != c.accepted {
+			t.Errorf("%s: a space in front %v, %v", c.file, front, err)
+		}
 	}
 }
 

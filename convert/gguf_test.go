@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"math"
 	"os"
@@ -243,6 +244,9 @@ func TestGGUFRefusals(t *testing.T) {
 		{"fewer tokens than rows", "qwen3", changes{config: replace(`"vocab_size": 48`, `"vocab_size": 40`)}, convert.Options{}, []string{"48 rows", "40 tokens"}},
 		{"a broken tokenizer", "qwen3", changes{fast: replace("{", "[")}, convert.Options{}, []string{"tokenizer.json"}},
 		{"factors that do not fit", phi3, changes{config: replace("4.25\n", "4.25,\n1\n")}, convert.Options{}, []string{"long_factor of 3", "expected 2"}},
+		{"factors of other heads", phi3, changes{config: func(s string) string {
+			return replace("4.25\n", "4.25,\n1\n")(replace("2\n   ]", "2,\n1\n   ]")(replace("2\n  ]", "2,\n1\n  ]")(s)))
+		}}, convert.Options{}, []string{"long_factor of 3 numbers and a short_factor of 3", "expected 2"}},
 		{"factors that are no numbers", phi3, changes{config: replace("4.25", `"4.25"`)}, convert.Options{}, []string{"long_factor"}},
 		{"factors of another scaling", phi3, changes{config: replace(`"su"`, `"linear"`)}, convert.Options{}, []string{`"linear"`, "longrope"}},
 		{"a scaling without factors", phi3, changes{config: replace("long_factor", "longer")}, convert.Options{}, []string{`"su" without a long_factor`}},
@@ -264,6 +268,7 @@ func TestGGUFRefusals(t *testing.T) {
 		{"BERT that writes", "bert-mean", changes{config: replace("{", `{"is_decoder": true,`)}, convert.Options{}, []string{"is_decoder is true"}},
 		{"relative positions", "bert-mean", changes{config: replace("{", `{"position_embedding_type": "relative_key",`)}, convert.Options{}, []string{`"relative_key"`, "absolute"}},
 		{"more segments", "bert-mean", changes{config: replace(`"type_vocab_size": 2`, `"type_vocab_size": 3`)}, convert.Options{}, []string{"token_type_embeddings", "type_vocab_size = 3"}},
+		{"one segment for two", "bert-mean", changes{config: replace("type_vocab_size", "types")}, convert.Options{}, []string{"token_type_embeddings", "type_vocab_size = 1"}},
 		{"a module that is computed", "bert-mean", changes{"modules.json": replace("models.Normalize", "models.Dense")}, convert.Options{}, []string{"modules.json", "models.Dense", "Normalize"}},
 		{"two poolings", "bert-mean", changes{pooling: replace("{", `{"pooling_mode_cls_token": true,`)}, convert.Options{}, []string{pooling, "pooling_mode_cls_token, pooling_mode_mean_tokens", "lasttoken"}},
 		{"another pooling", "bert-cls", changes{pooling: replace("cls", "max")}, convert.Options{}, []string{pooling, `"max"`}},
@@ -397,6 +402,38 @@ func TestGGUFScores(t *testing.T) {
 		}
 		if spaced != c.spaced || known != c.known {
 			t.Errorf("%s: a space in front is %v, said is %v", c.name, spaced, known)
+		}
+	}
+}
+
+// TestGGUFDefaults guards what stands in a file for settings that config.json leaves out,
+// or has as 0.
+func TestGGUFDefaults(t *testing.T) {
+	for _, c := range []struct {
+		model       string
+		change      func(string) string
+		key, stated string // the value; empty for no key
+	}{
+		{"granite", replace(`"logits_scaling": 8.0`, `"logits_scaling": 8.5`), "granite.logit_scale", "8.5"},
+		{"granite", replace(`"logits_scaling": 8.0`, `"logits_scaling": 0`), "granite.logit_scale", ""},
+		{"olmo3", replace("layer_types", "types"), "olmo2.attention.sliding_window_pattern", "true true"},
+		{"olmo3", replace("sliding_window", "window"), "olmo2.attention.sliding_window_pattern", ""},
+	} {
+		dir := edit(t, c.model, map[string]func(string) string{"config.json": c.change})
+		plan, err := convert.Plan(open(t, dir), convert.Options{Output: filepath.Join(t.TempDir(), "x.gguf")})
+		if err != nil {
+			t.Errorf("%s: %v", c.model, err)
+			continue
+		}
+		v, ok := plan.Layout.Files[0].GGUF().Metadata().Get(c.key)
+		got := ""
+		if flags, err := v.Bools(); ok && err == nil {
+			got = strings.Trim(fmt.Sprint(flags), "[]")
+		} else if number, err := v.Float(); ok && err == nil {
+			got = fmt.Sprint(number)
+		}
+		if got != c.stated {
+			t.Errorf("%s: %s is %q, want %q", c.model, c.key, got, c.stated)
 		}
 	}
 }
