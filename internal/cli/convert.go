@@ -67,7 +67,7 @@ behind a BERT that GGUF has no place for. The pre-tokenizer is told from the reg
 them.
 
 A MODEL that is a GGUF file, or one of its splits, becomes a folder for transformers,
-of the same families: tensors with the names and rows of Hugging Face, single experts,
+of the same families but Phi and BERT: tensors with the names and rows of Hugging Face, single experts,
 config.json, generation_config.json, tokenizer.json and chat template from the keys of
 the file. All tensors get one type: --dtype, else bf16 if the file is quantized, else
 that of its matrices. F32, F16 and BF16 come back exactly; what quantization lost is
