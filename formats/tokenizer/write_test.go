@@ -26,6 +26,9 @@ func TestFastBytePairs(t *testing.T) {
 	for _, pre := range tokenizer.PreNames() {
 		v := bytePairs()
 		v.Pre = pre
+		if pre == "dbrx" { // told from llama-bpe by what stands in front of a text: nothing
+			v.Before = nil
+		}
 		data, err := v.Fast()
 		if err != nil {
 			t.Fatal(err)
@@ -52,6 +55,9 @@ func TestFastBytePairs(t *testing.T) {
 		whole, _ := model.Bool("ignore_merges")
 		if want := pre == "llama-bpe" || pre == "tekken"; whole != want || tokenizer.PreAddsBOS(pre) != want {
 			t.Errorf("%s: ignore_merges is %v", pre, whole)
+		}
+		if pre == "dbrx" {
+			continue
 		}
 		post, _ := f.Root.Object("post_processor")
 		single, err := post.Items("single")
