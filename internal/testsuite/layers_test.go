@@ -34,6 +34,7 @@ var rooms = map[string]int{
 	"quant/loftq":        2,
 	"quant/encode":       3,
 	"quant/mix":          2,
+	"forward":            3,
 	"formats/adapter":    4,
 	"plan":               5,
 	"convert":            6,
