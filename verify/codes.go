@@ -7,6 +7,7 @@ const (
 	familyLoftQ     = "loftq"
 	familyQuantized = "quantized"
 
+	familyOutput     = "end-to-end"
 	familyProvenance = "provenance"
 )
 
@@ -75,6 +76,9 @@ var codes = []Code{
 	{"quant-error", familyQuantized, Error, "values are farther from the base than their format can be", "largest error, or the relative one", "what the format can be off there, or 1"},
 	{"quant-not-nearest", familyQuantized, Info, "codes are not the nearest, as those of other thresholds are", "share of the codes", "0"},
 	{"quant-none", familyQuantized, Error, "no tensor of the model is quantized", "", ""},
+
+	{"output-differs", familyOutput, Error, "the merge's logits are farther from those of base and adapters than rounding its weights explains", "distance of the logits", "what roundings of the weights allow"},
+	{"output-drowned", familyOutput, Warning, "rounding the weights moves the logits as much as the adapters do: nothing can be said about the change", "distance that the adapters make", "what roundings of the weights allow"},
 
 	{"sums-differ", familyProvenance, Error, "a file is not the one that SHA256SUMS lists", "", ""},
 	{"sums-missing", familyProvenance, Error, "a file that SHA256SUMS lists is not there", "", ""},

@@ -47,6 +47,7 @@ type Report struct {
 	Merge     *MergeFigures
 	LoftQ     *LoftQResult
 	Quantized *QuantizedFigures
+	Output    *OutputFigures
 }
 
 // OK reports whether there is no error.

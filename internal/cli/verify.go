@@ -30,6 +30,7 @@ type verifyFlags struct {
 	strict      bool
 	headersOnly bool
 	provenance  bool
+	output      outputFlags
 	jobs        count
 	memory      size
 	page        pageFlag
@@ -74,6 +75,9 @@ bits, or with the folder it was made from as 'convert -o M.gguf' sees it.
 With --loftq the pairs of ADAPTER are compared with what quantization left out of Q,
 and the scale at which they would fit best with the one that they are applied with.
 
+--end-to-end also runs the models, of the Llama family, on token ids: the logits of the
+merge against those of base and adapters, or of the quantized model against the base.
+
 --provenance reads files once more for their hashes: those in SHA256SUMS, those of tensors
 in manifest.json ('inspect --manifest' makes it), and those of BASE and ADAPTERs against what the model records of its inputs.
 
@@ -112,6 +116,7 @@ func (f *verifyFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.strict, "strict", false, "let warnings fail the check too")
 	fs.BoolVar(&f.headersOnly, "headers-only", false, "read headers and JSON only, no weights")
 	fs.BoolVar(&f.provenance, "provenance", false, "check hashes: the files against SHA256SUMS, the inputs against those recorded in the model")
+	f.output.register(fs)
 	fs.VarP(&f.jobs, "jobs", "j", "tensors worked on at a time (default: one per processor)")
 	fs.Var(&f.memory, "memory", "working memory, such as 128MiB (default 256MiB)")
 }
@@ -129,6 +134,7 @@ func (a *App) completeVerify(cmd *cobra.Command) {
 		"format":       fixed("text\tfor people", "json\tone document", "junit\tXML of test cases", "github\tannotations of a workflow"),
 		"memory":       fixed("256MiB", "1GiB", "5GB"),
 		"jobs":         fixed(),
+		"prompts":      fixed(), "length": fixed(), "seed": fixed(),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
 			panic(err) // a flag that is not there
@@ -198,6 +204,8 @@ func (f *verifyFlags) checkLoftQ(cmd *cobra.Command, args []string) error {
 // check looks at the flags and fills in what follows from others.
 func (f *verifyFlags) check(a *App) (verify.Options, error) {
 	switch {
+	case f.output.check(f) != nil:
+		return verify.Options{}, f.output.check(f)
 	case f.format == "" && a.json, f.format == "json":
 		f.format, a.json = "json", true
 	case f.format == "":
@@ -330,6 +338,9 @@ func (a *App) verifyMerge(ctx context.Context, paths []string, f *verifyFlags, o
 		o.Engine.Memory = max(o.Engine.Memory-trip.Memory(o.Engine.Jobs), 1)
 	}
 	report, err := verify.Merged(ctx, inputs.base, inputs.sources, opts, merged, o)
+	if err == nil && f.output.on {
+		err = verify.EndToEnd(ctx, report, inputs.base, inputs.sources, opts, merged, f.output.prompts, o)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -362,6 +373,9 @@ func (a *App) verifyQuantized(ctx context.Context, paths []string, f *verifyFlag
 		o.Engine.Memory = max(o.Engine.Memory-beside, 1)
 	}
 	report, err := verify.Quantized(ctx, pair[0], pair[1], o)
+	if err == nil && f.output.on {
+		err = verify.EndToEndQuantized(ctx, report, pair[0], pair[1], f.output.prompts, o)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,7 @@ type (
 		Merge     *mergedJSON      `json:"merge,omitempty"`
 		LoftQ     *loftqJSON       `json:"loftq,omitempty"`
 		Quantized *quantErrorsJSON `json:"quantized,omitempty"`
+		Output    *logitsOfJSON    `json:"end_to_end,omitempty"`
 	}
 	loftqJSON struct {
 		Quantized number            `json:"quantized_error"` // ||W - Q|| / ||W||
@@ -86,6 +87,7 @@ func describeFindings(path string, r *verify.Report, strict bool) verifyJSON {
 		})
 	}
 	doc.Summary.LoftQ, doc.Summary.Quantized = describeLoftQ(r.LoftQ), describeQuantized(r.Quantized)
+	doc.Summary.Output = describeOutput(r.Output)
 	if m := r.Merge; m != nil {
 		doc.Summary.Merge = &mergedJSON{m.Unchanged, m.Changed, m.Values, m.Nearest, number(m.DeltaNorm), number(m.Survival)}
 	}
@@ -174,6 +176,7 @@ func printFindings(w io.Writer, doc verifyJSON) {
 	if q := doc.Summary.Quantized; q != nil {
 		fmt.Fprintf(w, "quantized: the relative error of %s is %.4g\n", countOf(len(q.Tensors), "weight"), q.Error)
 	}
+	doc.Summary.Output.print(w)
 	if m := doc.Summary.Merge; m != nil {
 		fmt.Fprintf(w, "merge: %d tensors are as in the base, %d changed; the change has norm %.4g and %s of it is there; %s of %d values are the nearest\n",
 			m.Unchanged, m.Changed, m.DeltaNorm, survived(m.Survival), percent(number(m.Nearest)/number(max(m.Values, 1))), m.Values)
