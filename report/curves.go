@@ -33,7 +33,7 @@ const (
 	panelWidth, panelHeight = 306, 150
 	panelGap, panelTop      = 14, 24
 	panelsAcross            = 3
-	panelLeft               = 34
+	panelLeft               = 44
 )
 
 type (

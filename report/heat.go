@@ -35,7 +35,8 @@ const (
 // The sizes of a map, in units of its view box.
 const (
 	mapLabels = 270
-	mapCells  = 690
+	mapCells  = 680
+	mapMargin = 10 // for half a label of the last layer
 	rowHeight = 20
 	maxCell   = 30
 	labelRoom = 40 // characters of a label
@@ -99,14 +100,14 @@ func (h *HeatMap) draw(id string) (string, any) {
 	columns := max(g.columns(), 1)
 	width := min(float64(mapCells)/float64(columns), maxCell)
 	v := &heatView{
-		ID: id, Title: h.Title, Caption: h.Caption, Figure: h.Figure, Width: mapLabels + mapCells, More: g.more, Log: s.log,
+		ID: id, Title: h.Title, Caption: h.Caption, Figure: h.Figure, Width: mapLabels + mapCells + mapMargin, More: g.more, Log: s.log,
 		From: format(s.low), To: format(s.high),
 	}
 	for i := range levels {
 		v.Legend = append(v.Legend, h.shade(i))
 	}
 	if s.low == s.high {
-		v.Legend, v.To = []int{h.shade(s.level(s.low))}, "everywhere"
+		v.To = "" // one figure everywhere needs no colours
 	}
 	for i, r := range g.rows {
 		y := i * rowHeight
