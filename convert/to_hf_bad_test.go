@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/convert"
+	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/hfrepo"
@@ -201,5 +203,54 @@ func TestFromGGUFLayersOfOneSize(t *testing.T) {
 	_, err := convert.AsHF(open(t, spoiled(t, "qwen3", list(2, 4), nil)))
 	if err == nil || !strings.Contains(err.Error(), "layers of different sizes") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestFromGGUFConfig has settings that no key says as it is.
+func TestFromGGUFConfig(t *testing.T) {
+	deep := func(layers int) func([]gguf.Spec) []gguf.Spec {
+		return func(specs []gguf.Spec) []gguf.Spec {
+			for _, s := range specs {
+				for i := 2; i < layers && strings.HasPrefix(s.Name, "blk.0."); i++ {
+					s.Name = strings.Replace(s.Name[:len("blk.")]+"#"+s.Name[len("blk.0"):], "#", strconv.Itoa(i), 1)
+					specs = append(specs, s)
+					s.Name = "blk.0." + s.Name[len("blk."+strconv.Itoa(i)+"."):]
+				}
+			}
+			return specs
+		}
+	}
+	for _, c := range []struct {
+		model         string
+		keys          func(*gguf.Metadata)
+		tensors       func([]gguf.Spec) []gguf.Spec
+		setting, want string
+	}{
+		{"llama3-7b1-chat", nil, nil, "attention_bias", "true"},
+		{"linear", nil, nil, "attention_bias", "false"},
+		{"qwen3-moe", nil, nil, "norm_topk_prob", "true"},
+		{"qwen2-moe", nil, nil, "norm_topk_prob", "false"},
+		{"qwen3", nil, nil, "rms_norm_eps", "1e-05"},
+		{"gemma2", nil, nil, "query_pre_attn_scalar", "8"},
+		{"gemma2", put("gemma2.block_count", uint32(46)), deep(46), "query_pre_attn_scalar", "4"},
+		{"gemma3", put("gemma3.block_count", uint32(62)), deep(62), "query_pre_attn_scalar", "4"},
+		{"gemma3", put("gemma3.block_count", uint32(46)), deep(46), "query_pre_attn_scalar", "8"},
+	} {
+		h, err := convert.AsHF(open(t, spoiled(t, c.model, c.keys, c.tensors)))
+		if err != nil {
+			t.Errorf("%s: %v", c.model, err)
+			continue
+		}
+		if v, ok := h.Model.Config.Get(c.setting); !ok || string(v.Encode("")) != c.want {
+			t.Errorf("%s: %s is %s, want %s", c.model, c.setting, v.Encode(""), c.want)
+		}
+	}
+	// A space is put in front of texts unless the file says otherwise.
+	for name, prefix := range map[string]bool{"mixtral": true, "gemma": false} {
+		folder := writeHF(t, filepath.Join(golden, "convert", "expected", name+".gguf"), convert.Options{}, engine.Options{Jobs: 1})
+		data, err := os.ReadFile(filepath.Join(folder, "tokenizer.json"))
+		if err != nil || strings.Contains(string(data), `"Prepend"`) != prefix {
+			t.Errorf("%s: %v; a space in front: want %v", name, err, prefix)
+		}
 	}
 }
