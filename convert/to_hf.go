@@ -26,6 +26,17 @@ type FromGGUF struct {
 	// Decisions say what could not be recovered.
 	Decisions []plan.Decision
 	Quantized []string // types of blocks that the file has
+	view      *hfView
+}
+
+// Stored returns the name of the tensor in the GGUF file that one of the model is seen
+// of: experts of a stack have one.
+func (f *FromGGUF) Stored(name string) (string, bool) {
+	t, ok := f.view.tensors[name]
+	if !ok {
+		return "", false
+	}
+	return t.from.Name, true
 }
 
 // AsHF sees a GGUF model as one of Hugging Face. Nothing is read but headers: tensors are
@@ -45,7 +56,7 @@ func asHF(source *checkpoint.Model) (*hfPlanner, *FromGGUF, error) {
 	}
 	model := source.As(h.view)
 	model.Config = h.config
-	return h, &FromGGUF{Model: model, Decisions: h.decisions, Quantized: h.quantized()}, nil
+	return h, &FromGGUF{Model: model, Decisions: h.decisions, Quantized: h.quantized(), view: h.view}, nil
 }
 
 // hfPlanner is the state of one call of AsHF.

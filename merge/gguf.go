@@ -90,8 +90,8 @@ func checkSameFormat(base *checkpoint.Model, a *adapter.Adapter) error {
 	var reason string
 	switch {
 	case base.GGUF() != nil && !a.IsGGUF():
-		reason = "an adapter of PEFT can't be merged into a GGUF file, which has other names and, in some families, another order of rows: " +
-			"merge it into the model that the file was made from, or make a GGUF adapter of it with llama.cpp's convert_lora_to_gguf.py"
+		reason = "an adapter of PEFT has other names than a GGUF file and, in some families, another order of rows: " +
+			"'loratool merge' takes it for a GGUF base if no other adapter is a GGUF file"
 	case base.GGUF() == nil && a.IsGGUF():
 		reason = "an adapter in a GGUF file can't be merged into a model of Hugging Face, which has other names and, in some families, another order of rows: " +
 			"merge it into a GGUF file of the model, or the adapter of PEFT that it was made from into this one"

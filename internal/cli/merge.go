@@ -108,8 +108,8 @@ func (a *App) newMerge() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "merge --base BASE --adapter ADAPTER... -o OUT",
 		Short: "Fold adapters into the weights of a model",
-		Long: `Fold PEFT adapters into the weights of a safetensors model, or LoRA adapters in GGUF
-files into those of a GGUF model.
+		Long: `Fold PEFT adapters into the weights of a safetensors or GGUF model, or LoRA adapters in
+GGUF files into those of a GGUF model.
 
 Examples:
   loratool merge --base ./llama --adapter ./lora -o ./merged
@@ -122,7 +122,8 @@ Examples:
 
 BASE is a model folder, a .safetensors file, or a repository id in the local hub
 cache. ADAPTER is a PEFT adapter folder, PATH@WEIGHT with a weight other than 1.
-A GGUF base, whole or split, takes GGUF adapters: every tensor keeps its type, what
+A GGUF base, whole or split, takes GGUF adapters, or those of PEFT, for which it is seen
+as the model of Hugging Face that it was made from: every tensor keeps its type, what
 does not change its bytes, and OUT is a .gguf file, or a folder for a split model.
 Several adapters are added as the exact sum of what each does to the base, in
 one pass with one rounding.

@@ -18,7 +18,9 @@ import (
 type encodedMerge struct {
 	changes *plan.Plan   // makes the numbers
 	merged  *engine.View // of them
-	plan    *plan.Plan   // copies what is stored
+	within  int64        // memory of what merged reads from, if that is computed too
+	reports func() []engine.TensorReport
+	plan    *plan.Plan // copies what is stored
 	layout  *checkpoint.Layout
 	source  engine.Source // of the copies
 	memory  int64         // that the source holds beside what it reads from
@@ -60,7 +62,7 @@ func sourcesOf(in []checkpoint.Checkpoint) []engine.Source {
 
 // runEncoded runs a planned merge, or prints it.
 func (a *App) runEncoded(ctx context.Context, e *encodedMerge, inputs *mergeInputs, f *mergeFlags, o engine.Options) error {
-	beside := e.merged.Memory() + e.memory
+	beside := e.merged.Memory() + e.within + e.memory
 	o.Memory = max(o.Memory-beside, 1)
 	budget, err := engine.Budget(e.plan, o)
 	if err != nil {
@@ -126,7 +128,11 @@ func (a *App) printEncodedReport(e *encodedMerge, r engine.Report, f *mergeFlags
 	losses := e.losses()
 	var change, lost float64
 	survival := 0.0
-	for _, t := range e.merged.Reports() {
+	reports := e.merged.Reports
+	if e.reports != nil {
+		reports = e.reports
+	}
+	for _, t := range reports() {
 		if loss, ok := losses[t.Tensor]; ok {
 			t.DType, t.RoundingNorm, t.Survival = loss.kind, loss.norm, math.NaN()
 		}
