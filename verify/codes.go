@@ -78,6 +78,8 @@ var codes = []Code{
 	{"quant-none", familyQuantized, Error, "no tensor of the model is quantized", "", ""},
 
 	{"output-differs", familyOutput, Error, "the merge's logits are farther from those of base and adapters than rounding its weights explains", "distance of the logits", "what roundings of the weights allow"},
+	{"output-kl", familyOutput, Error, "the logits of a quantized model diverge from the original's by more than was allowed", "mean KL divergence, nats", "what was allowed"},
+	{"output-top1", familyOutput, Error, "a quantized model has another first token than the original at more positions than was allowed", "share of positions with the same", "what was asked for"},
 	{"output-drowned", familyOutput, Warning, "rounding the weights moves the logits as much as the adapters do: nothing can be said about the change", "distance that the adapters make", "what roundings of the weights allow"},
 
 	{"sums-differ", familyProvenance, Error, "a file is not the one that SHA256SUMS lists", "", ""},

@@ -90,9 +90,16 @@ func EndToEnd(ctx context.Context, r *Report, base *checkpoint.Model, adapters [
 	return nil
 }
 
-// EndToEndQuantized runs a model and what was quantized from it on the same tokens.
-// How far a quantized model may be off is nobody's to derive: there are figures only.
-func EndToEndQuantized(ctx context.Context, r *Report, base, quantized *checkpoint.Model, p Prompts, o Options) error {
+// Allowed says how far the logits of a quantized model may be from the original's: what it
+// is used for decides, nothing that could be derived. NaN allows anything.
+type Allowed struct {
+	KL   float64 // mean, in nats
+	Top1 float64 // share of positions with the same first token, at least
+}
+
+// EndToEndQuantized runs a model and what was quantized from it on the same tokens, and
+// adds a finding for each limit that it is beyond.
+func EndToEndQuantized(ctx context.Context, r *Report, base, quantized *checkpoint.Model, p Prompts, allowed Allowed, o Options) error {
 	logits, f, err := runAll(ctx, []*outputRun{{of: base, config: base.Config}, {of: quantized, config: quantized.Config}}, p, o)
 	if err != nil {
 		return err
@@ -100,6 +107,12 @@ func EndToEndQuantized(ctx context.Context, r *Report, base, quantized *checkpoi
 	r.begin(familyOutput)
 	f.Model = compareLogits(logits[0], logits[1])
 	r.Output = f
+	if limit := allowed.KL; !math.IsNaN(limit) && !(f.Model.Mean <= limit) {
+		r.add("output-kl", "", "the mean divergence is %.3g nats, %.3g at most are allowed", f.Model.Mean, limit).measured(f.Model.Mean, limit)
+	}
+	if limit := allowed.Top1; !math.IsNaN(limit) && !(f.Model.Top1 >= limit) {
+		r.add("output-top1", "", "the first token is the same at %.4g of the positions, %.4g at least are asked for", f.Model.Top1, limit).measured(f.Model.Top1, limit)
+	}
 	return nil
 }
 

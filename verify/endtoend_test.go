@@ -2,7 +2,9 @@ package verify_test
 
 import (
 	"io"
+	"math"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/loratool/loratool/engine"
@@ -126,7 +128,7 @@ func TestEndToEndQuantized(t *testing.T) {
 	b, _, m := peftMerge(t, "llama", "loha-llama", 1, tensor.F32)
 	for _, x := range []*checkpoint.Model{b, m} {
 		r := new(verify.Report)
-		if err := verify.EndToEndQuantized(t.Context(), r, b, x, prompts, verify.Options{}); err != nil {
+		if err := verify.EndToEndQuantized(t.Context(), r, b, x, prompts, verify.Allowed{KL: math.NaN(), Top1: math.NaN()}, verify.Options{}); err != nil {
 			t.Fatal(err)
 		}
 		if f := r.Output.Model; (f.Max > 0) != (x == m) || (f.Logit > 0) != (x == m) || (x == b) && f.Top1 != 1 || f.Mean > f.Max {
@@ -134,6 +136,32 @@ func TestEndToEndQuantized(t *testing.T) {
 		}
 		if len(r.Findings) > 0 {
 			t.Errorf("found %v", found(r))
+		}
+	}
+}
+
+// TestEndToEndAllowed: the limits of a quantized model hold at what it has and no closer.
+func TestEndToEndAllowed(t *testing.T) {
+	b, _, m := peftMerge(t, "llama", "loha-llama", 1, tensor.F32)
+	of := func(a verify.Allowed) *verify.Report {
+		r := new(verify.Report)
+		if err := verify.EndToEndQuantized(t.Context(), r, b, m, prompts, a, verify.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	f := of(verify.Allowed{KL: math.NaN(), Top1: math.NaN()}).Output.Model
+	for _, c := range []struct {
+		allowed verify.Allowed
+		want    []string
+	}{
+		{verify.Allowed{KL: f.Mean, Top1: f.Top1}, nil},
+		{verify.Allowed{KL: f.Mean * 0.999, Top1: math.NaN()}, []string{"output-kl"}},
+		{verify.Allowed{KL: math.NaN(), Top1: f.Top1 + 0.001}, []string{"output-top1"}},
+		{verify.Allowed{KL: 0, Top1: 2}, []string{"output-kl", "output-top1"}},
+	} {
+		if r := of(c.allowed); !slices.Equal(found(r), c.want) {
+			t.Errorf("%+v: found %v, want %v", c.allowed, found(r), c.want)
 		}
 	}
 }

@@ -31,7 +31,7 @@ func (m *Model) RefuseGGUF(what string) error {
 		return nil
 	}
 	return inputErrorf(m.Path, "%s a GGUF file is not supported: its tensors have the names and the row order of llama.cpp, "+
-		"and there is no translation to those of Hugging Face; use the model it was made from", what)
+		"not those of Hugging Face; 'loratool convert' makes a folder of it", what)
 }
 
 // isGGUF reports whether a file is to be read as GGUF: by its name, or by its first

@@ -76,7 +76,8 @@ With --loftq the pairs of ADAPTER are compared with what quantization left out o
 and the scale at which they would fit best with the one that they are applied with.
 
 --end-to-end also runs the models, of the Llama family, on token ids: the logits of the
-merge against those of base and adapters, or of the quantized model against the base.
+merge against those of base and adapters, or of the quantized model against the base,
+from which it may be as far as --max-kl and --min-top1 allow.
 
 --provenance reads files once more for their hashes: those in SHA256SUMS, those of tensors
 in manifest.json ('inspect --manifest' makes it), and those of BASE and ADAPTERs against what the model records of its inputs.
@@ -134,7 +135,7 @@ func (a *App) completeVerify(cmd *cobra.Command) {
 		"format":       fixed("text\tfor people", "json\tone document", "junit\tXML of test cases", "github\tannotations of a workflow"),
 		"memory":       fixed("256MiB", "1GiB", "5GB"),
 		"jobs":         fixed(),
-		"prompts":      fixed(), "length": fixed(), "seed": fixed(),
+		"prompts":      fixed(), "length": fixed(), "seed": fixed(), "max-kl": fixed(), "min-top1": fixed(),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
 			panic(err) // a flag that is not there
@@ -374,7 +375,7 @@ func (a *App) verifyQuantized(ctx context.Context, paths []string, f *verifyFlag
 	}
 	report, err := verify.Quantized(ctx, pair[0], pair[1], o)
 	if err == nil && f.output.on {
-		err = verify.EndToEndQuantized(ctx, report, pair[0], pair[1], f.output.prompts, o)
+		err = verify.EndToEndQuantized(ctx, report, pair[0], pair[1], f.output.prompts, f.output.allowed, o)
 	}
 	if err != nil {
 		return nil, err

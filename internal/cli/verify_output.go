@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"math"
 	"os"
 
 	"github.com/spf13/pflag"
@@ -17,6 +18,7 @@ type outputFlags struct {
 	on              bool
 	tokens          string
 	prompts         verify.Prompts
+	allowed         verify.Allowed
 	sequences, each count
 }
 
@@ -27,15 +29,27 @@ func (f *outputFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.sequences, "prompts", "sequences of ids to draw without --tokens (default 4)")
 	fs.Var(&f.each, "length", "ids of a sequence (default 32)")
 	fs.Uint64Var(&f.prompts.Seed, "seed", 0, "`NUMBER` that the ids are drawn with")
+	fs.Float64Var(&f.allowed.KL, "max-kl", 0, "mean divergence in `NATS` that a quantized model may have from its base")
+	fs.Float64Var(&f.allowed.Top1, "min-top1", 0, "`SHARE` of positions at which a quantized model must have the first token of its base, such as 0.95")
 }
 
 // check looks at the flags and reads the tokens.
 func (f *outputFlags) check(v *verifyFlags) error {
-	for _, name := range []string{"tokens", "prompts", "length", "seed"} {
+	for name, limit := range map[string]*float64{"max-kl": &f.allowed.KL, "min-top1": &f.allowed.Top1} {
+		switch {
+		case !f.set.Changed(name):
+			*limit = math.NaN()
+		case v.quantized == "":
+			return usagef("--%s is for --quantized: what a merge may be off follows from its types", name)
+		case !(*limit >= 0) || name == "min-top1" && *limit > 1:
+			return usagef("--%s: %v is no limit", name, *limit)
+		}
+	}
+	for _, name := range []string{"tokens", "prompts", "length", "seed", "max-kl", "min-top1"} {
 		if f.set.Changed(name) && !f.on {
 			return usagef("--%s is for --end-to-end", name)
 		}
-		if f.set.Changed(name) && f.tokens != "" && name != "tokens" {
+		if f.set.Changed(name) && f.tokens != "" && (name == "prompts" || name == "length" || name == "seed") {
 			return usagef("--tokens and --%s exclude each other", name)
 		}
 	}
