@@ -37,7 +37,7 @@ func command(ts *testscript.TestScript, args []string) *exec.Cmd {
 	cmd.Dir = ts.MkAbs(".")
 	// Of the variables that loratool and its scripts know, the script's values.
 	for _, name := range []string{
-		"PATH", "HOME", "TMPDIR", "WORK", "TERM", "NO_COLOR", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE",
+		"PATH", "HOME", "TMPDIR", "WORK", "TERM", "NO_COLOR", "CLICOLOR_FORCE", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE",
 		"LORATOOL_MEMORY", "LORATOOL_JOBS", "LORATOOL_CPU", "LORATOOL_PROGRESS", "LORATOOL_DEBUG", "GOCOVERDIR",
 	} {
 		if value := ts.Getenv(name); value != "" {

@@ -31,7 +31,7 @@ type App struct {
 	out *stickyWriter // Stdout, with what went wrong with it
 
 	// Set from the persistent flags.
-	quiet, json bool
+	quiet, json, noColor bool
 }
 
 // Main runs the command line of the process and returns its exit code.
@@ -112,6 +112,7 @@ Examples:
 	root.SetUsageFunc(printUsage)
 	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "print the result and errors only")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print one JSON document on stdout, messages as JSON lines on stderr")
+	root.PersistentFlags().BoolVar(&a.noColor, "no-color", false, "no colours on a terminal")
 	root.Flags().Bool("version", false, "print the version")
 	root.AddCommand(a.newMerge(), a.newExtract(), a.newResize(), a.newQuantize(), a.newConvert(), a.newVerify(), a.newInspect(), a.newDiff(), a.newVersion(), a.newCompletion())
 	root.AddCommand(newExitCodes(), newEnvironment())

@@ -119,7 +119,7 @@ func (a *App) printDiff(r *diff.Result, models [2]*checkpoint.Model, converted s
 	case a.json:
 		a.printJSON(doc)
 	case a.quiet:
-		fmt.Fprintln(a.out, doc.verdict())
+		a.printVerdict(doc)
 	default:
 		a.printDiffText(doc, r, f)
 	}
@@ -256,7 +256,16 @@ func (a *App) printDiffText(doc *diffJSON, r *diff.Result, f *diffFlags) {
 	all := &r.All
 	fmt.Fprintf(a.out, "%d tensors compared, %d differ: %s of %d values, largest difference %.4g, relative error %.4g\n",
 		all.Tensors, all.Differing, percent(number(all.Changed)/number(max(all.Elements, 1))), all.Elements, all.Figures.MaxDiff, all.Relative())
-	fmt.Fprintln(a.out, doc.verdict())
+	a.printVerdict(doc)
+}
+
+// printVerdict prints the result in a line that stands out.
+func (a *App) printVerdict(doc *diffJSON) {
+	s := good
+	if doc.Result == "different" {
+		s = bad
+	}
+	fmt.Fprintln(a.out, a.paletteOf(a.out).paint(s, doc.verdict()))
 }
 
 // structureShown is how many differences of one kind are printed without --verbose.

@@ -103,9 +103,9 @@ func (a *App) fail(err error) int {
 		a.jsonLine(errorJSON{"error", code, kind, message, hints})
 		return code
 	}
-	fmt.Fprintf(a.Stderr, "loratool: %s\n", message)
+	a.say(bad, "loratool:", message)
 	for _, h := range hints {
-		fmt.Fprintf(a.Stderr, "hint: %s\n", h)
+		a.say(advice, "hint:", h)
 	}
 	return code
 }

@@ -142,7 +142,7 @@ func (a *App) printExtraction(x *extract.Extraction, r engine.Report, check *mer
 			percent(number(check.Equal)/number(max(check.Values, 1))), check.Values, check.MaxAbs, check.Relative)
 	}
 	if !doc.Certificate.LowRank {
-		fmt.Fprintln(a.Stderr, "hint: --sweep 16,64,256 prints what other ranks keep; --energy 0.9 takes what it needs")
+		a.say(advice, "hint:", "--sweep 16,64,256 prints what other ranks keep; --energy 0.9 takes what it needs")
 	}
 	return err
 }
@@ -184,17 +184,10 @@ func (a *App) printExtractPlan(x *extract.Extraction, b engine.Allotment, refusa
 	w = tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
 	writeModules(w, doc.Certificate.Modules)
 	w.Flush()
-	for _, d := range doc.Decisions {
-		fmt.Fprintf(a.out, "decision: %s%s\n", oneLine(d.Message), tensorList(d.Tensors))
-	}
+	a.printDecisions(doc.Decisions)
 	fmt.Fprintf(a.out, "%d parameters: %s\n", doc.Certificate.Parameters, doc.Certificate.Sentence)
 	fmt.Fprintf(a.out, "peak memory %s, output %s\n", formatSize(doc.PeakMemory), formatSize(doc.OutputBytes))
-	if refusal != nil {
-		fmt.Fprintf(a.out, "the run would stop: %s\n", doc.Refusal)
-		for _, h := range hintsFor(refusal) {
-			fmt.Fprintf(a.out, "hint: %s\n", oneLine(h))
-		}
-	}
+	a.printRefusal(doc.Refusal, refusal)
 }
 
 // printSweep prints a table with a line for each rank.

@@ -98,9 +98,12 @@ func newEnvironment() *cobra.Command {
   LORATOOL_PROGRESS       seconds between progress lines when stderr is no
                           terminal (default 30); 0 for none
   LORATOOL_DEBUG          print a stack with an internal error
-  TERM=dumb               progress in lines instead of a bar
+  NO_COLOR                no colours on a terminal, as with --no-color
+  CLICOLOR_FORCE          colours also where the output is no terminal, as in the
+                          logs of build machines
+  TERM=dumb               no colours, progress in lines instead of a bar
 
-Output has no colour, with or without NO_COLOR. No other file or variable
+No other file or variable
 configures loratool, and it never uses the network.`,
 	}
 }

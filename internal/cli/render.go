@@ -180,19 +180,31 @@ func (a *App) printInputsAndOutputs(doc planJSON) {
 // tensors.
 func (a *App) printPlanEnd(doc planJSON, what string, refusal error) {
 	fmt.Fprintf(a.out, "%s: %s\n", what, countList(doc.Steps))
-	for _, d := range doc.Decisions {
-		fmt.Fprintf(a.out, "decision: %s%s\n", oneLine(d.Message), tensorList(d.Tensors))
-	}
+	a.printDecisions(doc.Decisions)
 	fmt.Fprintf(a.out, "peak memory %s, output %s", formatSize(doc.PeakMemory), formatSize(doc.OutputBytes))
 	if doc.FreeDisk != nil {
 		fmt.Fprintf(a.out, ", free disk %s", formatSize(*doc.FreeDisk))
 	}
 	fmt.Fprintln(a.out)
-	if refusal != nil {
-		fmt.Fprintf(a.out, "the run would stop: %s\n", doc.Refusal)
-		for _, h := range hintsFor(refusal) {
-			fmt.Fprintf(a.out, "hint: %s\n", oneLine(h))
-		}
+	a.printRefusal(doc.Refusal, refusal)
+}
+
+func (a *App) printDecisions(all []decisionJSON) {
+	p := a.paletteOf(a.out)
+	for _, d := range all {
+		fmt.Fprintf(a.out, "%s %s%s\n", p.paint(strong, "decision:"), oneLine(d.Message), tensorList(d.Tensors))
+	}
+}
+
+// printRefusal says why the run of a plan would stop, nil for no reason.
+func (a *App) printRefusal(message string, refusal error) {
+	if refusal == nil {
+		return
+	}
+	p := a.paletteOf(a.out)
+	fmt.Fprintf(a.out, "%s %s\n", p.paint(bad, "the run would stop:"), message)
+	for _, h := range hintsFor(refusal) {
+		fmt.Fprintf(a.out, "%s %s\n", p.paint(advice, "hint:"), oneLine(h))
 	}
 }
 
@@ -351,7 +363,7 @@ func (a *App) printSummary(doc mergeJSON) {
 	}
 	if low := doc.Summary.Low; len(low) > 0 {
 		a.note("warning: less than %s of the change survived in %d tensors%s", percent(survivalWarning), len(low), tensorList(low))
-		fmt.Fprintln(a.Stderr, "hint: --dtype f32 keeps it all; the adapter's change is small against the steps of the output type")
+		a.say(advice, "hint:", "--dtype f32 keeps it all; the adapter's change is small against the steps of the output type")
 	}
 }
 

@@ -57,9 +57,16 @@ func (a *App) note(format string, args ...any) {
 	case a.quiet:
 	case a.json:
 		a.jsonLine(noteJSON{"note", message})
+	case strings.HasPrefix(message, "warning:"):
+		a.say(caution, "loratool: warning:", strings.TrimPrefix(message, "warning: "))
 	default:
 		fmt.Fprintf(a.Stderr, "loratool: %s\n", message)
 	}
+}
+
+// say prints a line to stderr whose first words stand out.
+func (a *App) say(s style, first, rest string) {
+	fmt.Fprintf(a.Stderr, "%s %s\n", a.paletteOf(a.Stderr).paint(s, first), rest)
 }
 
 // noteStop makes a signal known at once. The function it returns waits until

@@ -253,7 +253,7 @@ func (a *App) runVerify(ctx context.Context, f *verifyFlags, args []string) erro
 		return err
 	}
 	doc := describeFindings(path[len(path)-1], found, f.strict)
-	reports[f.format](a.out, doc)
+	reports[f.format](a.out, a.paletteOf(a.out), doc)
 	if err := appendSummary(f.summary, doc); err != nil {
 		return err
 	}
@@ -432,7 +432,7 @@ func appendSummary(path string, doc verifyJSON) error {
 }
 
 // reports are the forms of a report.
-var reports = map[string]func(w io.Writer, doc verifyJSON){
+var reports = map[string]func(w io.Writer, p palette, doc verifyJSON){
 	"text": printFindings, "json": printFindingsJSON, "junit": printJUnit, "github": printAnnotations,
 }
 

@@ -119,7 +119,7 @@ func describeQuantized(r *verify.QuantizedFigures) *quantErrorsJSON {
 	return doc
 }
 
-func printFindingsJSON(w io.Writer, doc verifyJSON) { w.Write(encodeJSON(doc, "  ")) } // w keeps its failure
+func printFindingsJSON(w io.Writer, _ palette, doc verifyJSON) { w.Write(encodeJSON(doc, "  ")) } // w keeps its failure
 
 // line is a finding in words: what it is about, and what is wrong.
 func (f *findingJSON) line() string {
@@ -149,11 +149,11 @@ func countOf(n int, what string) string {
 
 // printFindings prints a report for people: errors first, findings of one code
 // together, at most a few of each.
-func printFindings(w io.Writer, doc verifyJSON) {
+func printFindings(w io.Writer, p palette, doc verifyJSON) {
 	const shown = 10
 	for _, severity := range []verify.Severity{verify.Error, verify.Warning, verify.Info} {
 		for _, code := range codesOf(doc.Findings, string(severity)) {
-			fmt.Fprintf(w, "%s: %s: %s\n", severity, code, meaningOf(code))
+			fmt.Fprintf(w, "%s %s: %s\n", p.paint(styleOf[severity], string(severity)+":"), p.paint(strong, code), meaningOf(code))
 			n := 0
 			for _, f := range doc.Findings {
 				if f.Code != code {
@@ -168,7 +168,7 @@ func printFindings(w io.Writer, doc verifyJSON) {
 			}
 		}
 	}
-	fmt.Fprintln(w, doc.verdict())
+	fmt.Fprintln(w, p.paint(doc.style(), doc.verdict()))
 	if l := doc.Summary.LoftQ; l != nil {
 		fmt.Fprintf(w, "loftq: the relative error of %s is %.4g quantized, %.4g with the pairs\n",
 			countOf(len(l.Modules), "weight"), l.Quantized, l.Repaired)
@@ -181,6 +181,16 @@ func printFindings(w io.Writer, doc verifyJSON) {
 		fmt.Fprintf(w, "merge: %d tensors are as in the base, %d changed; the change has norm %.4g and %s of it is there; %s of %d values are the nearest\n",
 			m.Unchanged, m.Changed, m.DeltaNorm, survived(m.Survival), percent(number(m.Nearest)/number(max(m.Values, 1))), m.Values)
 	}
+}
+
+// styleOf is how a severity stands out.
+var styleOf = map[verify.Severity]style{verify.Error: bad, verify.Warning: caution, verify.Info: advice}
+
+func (doc *verifyJSON) style() style {
+	if doc.OK {
+		return good
+	}
+	return bad
 }
 
 // codesOf lists the codes of a severity in the order of their first finding.
@@ -207,7 +217,7 @@ func meaningOf(code string) string {
 
 // printAnnotations prints findings as commands of a GitHub workflow, which become
 // notes on the run.
-func printAnnotations(w io.Writer, doc verifyJSON) {
+func printAnnotations(w io.Writer, _ palette, doc verifyJSON) {
 	kinds := map[string]string{string(verify.Error): "error", string(verify.Warning): "warning", string(verify.Info): "notice"}
 	for _, f := range doc.Findings {
 		fmt.Fprintf(w, "::%s title=%s::%s\n", kinds[f.Severity], annotated(f.Code), annotated(f.line()))
@@ -264,7 +274,7 @@ type (
 
 // printJUnit prints a suite for each family that was run, with a case for each of its
 // codes: what was not found has passed.
-func printJUnit(w io.Writer, doc verifyJSON) {
+func printJUnit(w io.Writer, _ palette, doc verifyJSON) {
 	all := junitSuites{Name: "loratool verify"}
 	for _, family := range doc.Summary.Families {
 		suite := junitSuite{Name: family}
