@@ -43,6 +43,7 @@ peers: build
 	else echo "GGUF: conversions not run; LLAMA=source of llama.cpp v0.5.0, LLAMA_BIN=its libraries"; fi
 	@if [ -n "$(LLAMA_QUANTIZE)" ]; then $(PYTHON) testdata/gen/ggufquant_peers.py --loratool $(BIN) --quantize "$(LLAMA_QUANTIZE)"; \
 	else echo "GGUF: not compared; LLAMA_QUANTIZE=llama-quantize of llama.cpp v0.5.0"; fi
+	@if [ -n "$(GGUF_MODEL)" ]; then $(PYTHON) testdata/gen/forward_peers.py --loratool $(BIN) --model "$(GGUF_MODEL)"; fi
 	@if [ -n "$(GGUF_MODEL)" ]; then $(PYTHON) testdata/gen/gguf_merge_peers.py --loratool $(BIN) --model "$(GGUF_MODEL)" --llama "$(LLAMA)" --libs "$(LLAMA_BIN)"; \
 	else echo "GGUF: merges not compared; GGUF_MODEL=a real model, with LLAMA and LLAMA_BIN"; fi
 

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 
+	"github.com/loratool/loratool/convert"
 	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
@@ -27,10 +28,11 @@ type Prompts struct {
 // LogitFigures compare the logits Q of a model with those of a reference P, over all
 // positions.
 type LogitFigures struct {
-	Mean, Max float64 // of KL(P || Q), in nats
-	Top1      float64 // share of the positions where both have the same first token
-	Logit     float64 // largest |difference| of two logits
-	Distance  float64 // root of the mean square of the differences
+	Mean, Max float64   // of KL(P || Q), in nats
+	Top1      float64   // share of the positions where both have the same first token
+	Logit     float64   // largest |difference| of two logits
+	Each      []float64 // KL(P || Q) of each position
+	Distance  float64   // root of the mean square of the differences
 }
 
 // OutputFigures are those of an end-to-end check. Of a merge the reference is the
@@ -148,8 +150,12 @@ func runAll(ctx context.Context, runs []*outputRun, p Prompts, o Options) ([]lin
 	threads := o.Engine.WithDefaults().Jobs
 	var decoders []*forward.Decoder
 	for _, run := range runs {
-		if err := run.of.RefuseGGUF("a forward pass of"); err != nil {
-			return nil, nil, err
+		if run.of.GGUF() != nil {
+			seen, err := convert.AsHF(run.of)
+			if err != nil {
+				return nil, nil, err
+			}
+			run.of, run.config = seen.Model, seen.Model.Config
 		}
 		d, err := forward.New(run.config, run.of)
 		if err != nil {
@@ -227,6 +233,7 @@ func compareLogits(p, q linalg.Matrix) LogitFigures {
 		kl := divergence(a, b)
 		f.Mean += kl / float64(p.Rows)
 		f.Max = max(f.Max, kl)
+		f.Each = append(f.Each, kl)
 		if first(a) == first(b) {
 			same++
 		}

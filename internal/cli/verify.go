@@ -375,7 +375,7 @@ func (a *App) verifyQuantized(ctx context.Context, paths []string, f *verifyFlag
 	}
 	report, err := verify.Quantized(ctx, pair[0], pair[1], o)
 	if err == nil && f.output.on {
-		err = verify.EndToEndQuantized(ctx, report, pair[0], pair[1], f.output.prompts, f.output.allowed, o)
+		err = verify.EndToEndQuantized(ctx, report, in.models[0], in.models[1], f.output.prompts, f.output.allowed, o)
 	}
 	if err != nil {
 		return nil, err

@@ -106,6 +106,7 @@ type (
 	logitsOfJSON struct {
 		Sequences int         `json:"sequences"`
 		Positions int         `json:"positions"`
+		Each      []number    `json:"kl"`                 // of each position, of the model
 		Model     logitsJSON  `json:"model"`              // against the reference
 		Effect    *logitsJSON `json:"base,omitempty"`     // the base alone
 		Rounding  *logitsJSON `json:"rounding,omitempty"` // the reference with weights rounded once
@@ -125,7 +126,10 @@ func describeOutput(f *verify.OutputFigures) *logitsOfJSON {
 	if f == nil {
 		return nil
 	}
-	doc := &logitsOfJSON{Sequences: f.Sequences, Positions: f.Positions, Model: describeLogits(f.Model)}
+	doc := &logitsOfJSON{Sequences: f.Sequences, Positions: f.Positions, Each: []number{}, Model: describeLogits(f.Model)}
+	for _, kl := range f.Model.Each {
+		doc.Each = append(doc.Each, number(kl))
+	}
 	if f.Effect != nil && f.Rounding != nil {
 		effect, rounding := describeLogits(*f.Effect), describeLogits(*f.Rounding)
 		doc.Effect, doc.Rounding, doc.Scale, doc.Limit = &effect, &rounding, (*number)(&f.Scale), (*number)(&f.Limit)
