@@ -199,7 +199,12 @@ func (p *product) compare(ctx context.Context) error {
 	}
 	r0, r1 := int(p.sides[0].a.Rows()), int(p.sides[1].a.Rows())
 	in, out := int(p.sides[0].a.Cols()), int(p.sides[0].b.Rows())
-	l, width := lowerFactor(append(a[0], a[1]...), r0+r1, in)
+	rows := append(a[0], a[1]...)
+	if slices.Equal(a[0], a[1]) {
+		rows = a[0] // then what is equal is so to the bit
+	}
+	l, width := lowerFactor(rows, len(rows)/max(in, 1), in)
+	lower := [2][]float64{l[:r0*width], l[len(l)-r1*width:]}
 	x, y := make([]float64, width), make([]float64, width)
 	for i := range out {
 		if i%256 == 0 {
@@ -207,8 +212,8 @@ func (p *product) compare(ctx context.Context) error {
 				return err
 			}
 		}
-		combine(x, p.sides[0].scale, b[0][i*r0:(i+1)*r0], l[:r0*width])
-		combine(y, p.sides[1].scale, b[1][i*r1:(i+1)*r1], l[r0*width:])
+		combine(x, p.sides[0].scale, b[0][i*r0:(i+1)*r0], lower[0])
+		combine(y, p.sides[1].scale, b[1][i*r1:(i+1)*r1], lower[1])
 		p.found.Add(kernel.Compare(x, y))
 	}
 	return nil

@@ -159,6 +159,15 @@ func TestEqualChanges(t *testing.T) {
 	}
 }
 
+// TestSameFactors: the same factors are the same change, to the bit.
+func TestSameFactors(t *testing.T) {
+	x := newLoRA(rand.New(rand.NewPCG(5, 6)), 8, 200, 150, 16, tensor.F32)
+	got, r := product(t, x, x, diff.Options{})
+	if got.DiffNorm() != 0 || r.AllProducts.Differing != 0 {
+		t.Errorf("an adapter differs from itself by %v", got.DiffNorm())
+	}
+}
+
 // TestAlignedRow guards rows that point along an axis but for what rounding could hide:
 // a reflection of the wrong sign would divide by nothing.
 func TestAlignedRow(t *testing.T) {
