@@ -52,7 +52,7 @@ func (c *Conversion) card(hashes map[string]string) []byte {
 	}
 	if head.LibraryName == "" {
 		head.LibraryName = "transformers"
-		if c.source.IsAdapter() {
+		if c.source.IsAdapter() || isGGUFAdapter(c.source) {
 			head.LibraryName = "peft"
 		}
 	}

@@ -34,6 +34,9 @@ type Options struct {
 	// none to tell it from tokenizer.json, or to take what the file says.
 	Name         string
 	PreTokenizer string
+	// Base is the model of an adapter that becomes GGUF or comes from it, as a folder or a
+	// GGUF file: names, heads and shapes are its own. Its weights are not read.
+	Base *checkpoint.Model
 }
 
 // OptionError names an option that does not fit the input.
@@ -74,6 +77,14 @@ func Plan(source *checkpoint.Model, o Options) (*Conversion, error) {
 		return nil, err
 	}
 	p.addInput()
+	switch crosses, err := p.checkAdapterOptions(); {
+	case err != nil:
+		return nil, err
+	case crosses && source.GGUF() != nil:
+		return planAdapterHF(p)
+	case crosses:
+		return planAdapter(p)
+	}
 	if source.GGUF() != nil {
 		return planHF(p)
 	}

@@ -603,7 +603,10 @@ func (g *ggufPlanner) sizes() (total int64, label string) {
 		}
 		shared += n
 	}
-	if stacks > 0 {
+	switch {
+	case total == 0: // an adapter has no size of its own
+		return 0, ""
+	case stacks > 0:
 		return total, fmt.Sprintf("%dx%s", experts/stacks, sizeLabel(shared+expert))
 	}
 	return total, sizeLabel(total)

@@ -23,6 +23,7 @@ import (
 // convertFlags are the flags of convert.
 type convertFlags struct {
 	source       string
+	base         string
 	output       string
 	dtype        string
 	shardSize    size
@@ -49,6 +50,8 @@ Examples:
   loratool convert ./llama-nf4 -o ./llama-bf16
   loratool convert ./llama -o ./small-shards --shard-size 1GB
   loratool convert ./lora -o ./lora-bf16 --dtype bf16
+  loratool convert ./lora --base ./llama -o ./lora.gguf
+  loratool convert ./lora.gguf --base ./llama-q4_k_m.gguf -o ./lora
 
 With --dtype every floating-point tensor gets that type, each value rounded once, to
 nearest even; without it every tensor keeps its own. Integers and masks are copied.
@@ -74,6 +77,13 @@ that of its matrices. F32, F16 and BF16 come back exactly; what quantization los
 lost. What the file does not say is named in the plan; a key or a tensor that is not
 known is an error.
 
+A LoRA adapter becomes GGUF, or a GGUF adapter one of PEFT, by the names of the model
+that it is for: --base, a folder or a GGUF file, whose weights are not read. Rows of
+attention heads, stacks of experts and embeddings go over as those of the model do.
+llama.cpp knows one alpha: what a rank-stabilised scale or an alpha of its own is beyond
+that goes into the factors. What no GGUF adapter can hold - DoRA, modules_to_save,
+biases, a tied head - is an error; merge such an adapter instead.
+
 A finite value that the new type has no room for - f16 ends at 65504 - is an error
 that names the tensor. Nothing is written then. A run that was killed leaves a
 partial output beside OUT; the same command with --resume goes on from it.
@@ -94,6 +104,7 @@ Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
 
 func (f *convertFlags) register(fs *pflag.FlagSet) {
 	fs.StringVarP(&f.output, "output", "o", "", "`OUT`, a folder, a .safetensors or a .gguf file, to write")
+	fs.StringVar(&f.base, "base", "", "`MODEL`, a folder or a GGUF file, that an adapter is for which becomes GGUF or comes from it")
 	fs.StringVar(&f.dtype, "dtype", "", "`TYPE` of floating-point tensors: f32, f16, bf16 or f64 (default: as in the input)")
 	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
@@ -107,6 +118,7 @@ func (f *convertFlags) register(fs *pflag.FlagSet) {
 func (a *App) completeConvert(cmd *cobra.Command) {
 	sizes := fixed("256MiB", "1GiB", "5GB")
 	for flag, complete := range map[string]completer{
+		"base":       a.models,
 		"dtype":      fixed("bf16\tbfloat16", "f16\tIEEE half", "f32\t32-bit", "f64\t64-bit"),
 		"memory":     sizes,
 		"shard-size": sizes,
@@ -161,6 +173,12 @@ func (a *App) runConvert(ctx context.Context, f *convertFlags) error {
 	}
 	inputs := &mergeInputs{base: source, models: []*checkpoint.Model{source}}
 	defer inputs.close()
+	if f.base != "" {
+		if opts.Base, err = checkpoint.Open(f.base, a.cache()); err != nil {
+			return err
+		}
+		inputs.models = append(inputs.models, opts.Base)
+	}
 	if f.pre != "" && source.GGUF() == nil && !strings.HasSuffix(f.output, ".gguf") {
 		return usagef("--pre is for an input or an output that is GGUF")
 	}
@@ -192,7 +210,7 @@ func (a *App) runConvert(ctx context.Context, f *convertFlags) error {
 func (a *App) writeConverted(ctx context.Context, c *convert.Conversion, inputs *mergeInputs, f *convertFlags, o engine.Options) (report engine.Report, verified *verify.Result, err error) {
 	// The collector keeps the garbage of readers within the budget too.
 	debug.SetMemoryLimit(o.Memory + o.Memory/4 + 32<<20)
-	opts, _ := f.options() // were checked
+	opts, _ := f.options() // were checked; the base is one of the inputs
 	sink, err := a.openSink(c.Layout, c.Plan, identityOf("convert", opts, inputs.models), &f.run, &o)
 	if err != nil {
 		return report, nil, err
