@@ -2,10 +2,11 @@ package verify
 
 // The families.
 const (
-	familyStructure = "structure"
-	familyMerge     = "merge"
-	familyLoftQ     = "loftq"
-	familyQuantized = "quantized"
+	familyStructure  = "structure"
+	familyMerge      = "merge"
+	familyLoftQ      = "loftq"
+	familyQuantized  = "quantized"
+	familyConversion = "conversion"
 
 	familyOutput     = "end-to-end"
 	familyProvenance = "provenance"
@@ -76,6 +77,25 @@ var codes = []Code{
 	{"quant-error", familyQuantized, Error, "values are farther from the base than their format can be", "largest error, or the relative one", "what the format can be off there, or 1"},
 	{"quant-not-nearest", familyQuantized, Info, "codes are not the nearest, as those of other thresholds are", "share of the codes", "0"},
 	{"quant-none", familyQuantized, Error, "no tensor of the model is quantized", "", ""},
+
+	{"convert-missing", familyConversion, Error, "the base has a tensor that the converted model lacks", "", ""},
+	{"convert-extra", familyConversion, Warning, "the converted model has a tensor that the base has not", "", ""},
+	{"convert-shape", familyConversion, Error, "a tensor has another shape than the base's has in this format", "", ""},
+	{"convert-dropped", familyConversion, Info, "a tensor of the base has no place in the format, or rows of it have none", "", ""},
+	{"rows-missing", familyConversion, Error, "an embedding or a head lacks rows of the last tokens", "rows", "rows of the base"},
+	{"rows-permuted", familyConversion, Error, "the rows of the query or key heads are in an order that the runtime turns wrongly", "values that differ", "0"},
+	{"norm-shift", familyConversion, Error, "a norm is off by 1: the 1 that a family adds to its norms was forgotten, or added twice", "values that differ", "0"},
+	{"tensor-elsewhere", familyConversion, Error, "a tensor holds the values of another one of the base", "values that differ", "0"},
+	{"tensor-transposed", familyConversion, Error, "a matrix is stored transposed", "values that differ", "0"},
+	{"value-differs", familyConversion, Error, "values are not those of the base, rounded to the type that they are stored as", "values that differ", "0"},
+	{"value-neighbour", familyConversion, Info, "values are next to those of the base, and not the nearest: cut off, or rounded twice", "values that are not the nearest", "0"},
+	{"head-lost", familyConversion, Error, "the head is not stored, and the embedding, which stands in for it, has other values", "values that differ", "0"},
+	{"head-untied", familyConversion, Error, "a head was added where the base's is its embedding, with other values", "values that differ", "0"},
+	{"head-form", familyConversion, Info, "the head is stored in one model and is the embedding in the other, with the same values", "", ""},
+	{"key-differs", familyConversion, Error, "a setting has another value than the base's", "value", "value by the base"},
+	{"key-missing", familyConversion, Error, "a setting of the base is lost, and what stands in for it is another value", "", ""},
+	{"template-missing", familyConversion, Warning, "the chat template of the base is lost", "", ""},
+	{"vocabulary-lost", familyConversion, Error, "there are fewer tokens than the base's tokenizer has", "tokens", "tokens of the base"},
 
 	{"output-differs", familyOutput, Error, "the merge's logits are farther from those of base and adapters than rounding its weights explains", "distance of the logits", "what roundings of the weights allow"},
 	{"output-kl", familyOutput, Error, "the logits of a quantized model diverge from the original's by more than was allowed", "mean KL divergence, nats", "what was allowed"},

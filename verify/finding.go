@@ -41,13 +41,14 @@ type Finding struct {
 
 // Report is the result of one or several families of checks.
 type Report struct {
-	Findings  []Finding
-	Families  []string // that were run, in order
-	Tensors   int      // that were looked at
-	Merge     *MergeFigures
-	LoftQ     *LoftQResult
-	Quantized *QuantizedFigures
-	Output    *OutputFigures
+	Findings   []Finding
+	Families   []string // that were run, in order
+	Tensors    int      // that were looked at
+	Merge      *MergeFigures
+	LoftQ      *LoftQResult
+	Quantized  *QuantizedFigures
+	Conversion *ConversionFigures
+	Output     *OutputFigures
 }
 
 // OK reports whether there is no error.

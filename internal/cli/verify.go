@@ -24,6 +24,7 @@ type verifyFlags struct {
 	merge       mergeFlags // what a merge was made of: base, adapters and how
 	merged      string
 	quantized   string
+	converted   string
 	loftq       bool
 	format      string
 	summary     string
@@ -40,7 +41,7 @@ type verifyFlags struct {
 func (a *App) newVerify() *cobra.Command {
 	var f verifyFlags
 	cmd := &cobra.Command{
-		Use:   "verify PATH | verify --base BASE --adapter ADAPTER... --merged MERGED | verify --base BASE --quantized Q | verify --loftq BASE Q ADAPTER",
+		Use:   "verify PATH | verify --base BASE --adapter ADAPTER... --merged MERGED | verify --base BASE --quantized Q | verify --base BASE --converted MODEL | verify --loftq BASE Q ADAPTER",
 		Short: "Find what is wrong with a model, an adapter or a merge",
 		Long: `Check a checkpoint, or a merge against what it was made from, and print what is
 wrong as findings with a code each.
@@ -52,6 +53,8 @@ Examples:
   loratool verify --base base.gguf --adapter lora.gguf --merged merged-Q4_K_M.gguf
   loratool verify --base ./llama --quantized ./llama-nf4
   loratool verify --base ./llama --quantized llama-Q8_0.gguf
+  loratool verify --base ./llama --converted llama-BF16.gguf
+  loratool verify --base llama-BF16.gguf --converted ./llama
   loratool verify --loftq ./llama ./llama-nf4 ./loftq
   loratool verify ./merged --format github --summary "$GITHUB_STEP_SUMMARY"
   loratool verify ./merged --format junit > report.xml
@@ -71,6 +74,12 @@ that llama.cpp's encoder makes of the merge. MERGED is then checked like PATH as
 With --quantized no weight of Q may be farther from BASE than its format can be, and
 what is not quantized must be the base's. A GGUF file is compared with one in 16 or 32
 bits, or with the folder it was made from as 'convert -o M.gguf' sees it.
+
+With --converted every tensor of BASE must be in MODEL, whoever converted it, from Hugging
+Face to GGUF, back, or into other types or shards: values rounded once at most, the rows
+of q and k and the norms as the other runtime wants them, and the settings, the special
+tokens and the chat template the same. A difference is explained where one of the known
+mistakes explains it.
 
 With --loftq the pairs of ADAPTER are compared with what quantization left out of Q,
 and the scale at which they would fit best with the one that they are applied with.
@@ -106,6 +115,7 @@ func (f *verifyFlags) register(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.merge.adapters, "adapter", nil, "`ADAPTER` folder that was merged, or ADAPTER@WEIGHT; may be repeated")
 	fs.StringVar(&f.merged, "merged", "", "`MODEL` that should be the merge")
 	fs.StringVar(&f.quantized, "quantized", "", "`MODEL` that was quantized from the base")
+	fs.StringVar(&f.converted, "converted", "", "`MODEL` that was converted from the base: GGUF, or of Hugging Face")
 	fs.BoolVar(&f.loftq, "loftq", false, "check the pairs of a LoftQ adapter: arguments are base, quantized model, adapter")
 	fs.StringArrayVar(&f.merge.init, "init-adapter", nil, "`ADAPTER` before training, when making it changed the base (PiSSA, CorDA, LoRA-GA, ...)")
 	fs.StringVar(&f.merge.moeBLayout, "moe-b-layout", "auto", "`ORDER` of lora_B for stacked experts: rank (PEFT), expert (Unsloth) or auto (by the adapter's marks)")
@@ -128,6 +138,7 @@ func (a *App) completeVerify(cmd *cobra.Command) {
 		"base":         a.models,
 		"merged":       a.models,
 		"quantized":    a.models,
+		"converted":    a.models,
 		"adapter":      folders,
 		"init-adapter": folders,
 		"moe-b-layout": fixed("auto\tby the adapter's marks", "rank\tas PEFT packs it", "expert\tas Unsloth packs it"),
@@ -147,6 +158,9 @@ func (a *App) completeVerify(cmd *cobra.Command) {
 func (f *verifyFlags) checkArgs(cmd *cobra.Command, args []string) error {
 	if f.loftq {
 		return f.checkLoftQ(cmd, args)
+	}
+	if f.converted != "" {
+		return f.checkConverted(cmd, args)
 	}
 	if f.quantized != "" {
 		return f.checkQuantized(cmd, args)
@@ -194,7 +208,7 @@ func (f *verifyFlags) checkLoftQ(cmd *cobra.Command, args []string) error {
 	if len(args) != 3 {
 		return usageHint("loratool verify --loftq BASE Q ADAPTER", "--loftq takes a base, a quantized model and an adapter, got %d arguments", len(args))
 	}
-	for _, name := range []string{"base", "adapter", "merged", "quantized", "init-adapter", "moe-b-layout", "train-base", "mha-formula", "headers-only", "provenance"} {
+	for _, name := range []string{"base", "adapter", "merged", "quantized", "init-adapter", "moe-b-layout", "train-base", "mha-formula", "headers-only", "provenance", "converted"} {
 		if cmd.Flags().Changed(name) {
 			return usagef("--loftq and --%s exclude each other", name)
 		}
@@ -242,6 +256,8 @@ func (a *App) runVerify(ctx context.Context, f *verifyFlags, args []string) erro
 	switch {
 	case f.loftq:
 		check = a.verifyLoftQ
+	case f.converted != "":
+		path, check = []string{f.converted}, a.verifyConversion
 	case f.quantized != "":
 		path, check = []string{f.quantized}, a.verifyQuantized
 	case f.merged != "":

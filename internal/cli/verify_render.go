@@ -25,16 +25,17 @@ type (
 		Limit    *number `json:"limit"`
 	}
 	verifySummary struct {
-		Path      string           `json:"path"`
-		Families  []string         `json:"families"`
-		Tensors   int              `json:"tensors"`
-		Errors    int              `json:"errors"`
-		Warnings  int              `json:"warnings"`
-		Infos     int              `json:"infos"`
-		Merge     *mergedJSON      `json:"merge,omitempty"`
-		LoftQ     *loftqJSON       `json:"loftq,omitempty"`
-		Quantized *quantErrorsJSON `json:"quantized,omitempty"`
-		Output    *logitsOfJSON    `json:"end_to_end,omitempty"`
+		Path       string           `json:"path"`
+		Families   []string         `json:"families"`
+		Tensors    int              `json:"tensors"`
+		Errors     int              `json:"errors"`
+		Warnings   int              `json:"warnings"`
+		Infos      int              `json:"infos"`
+		Merge      *mergedJSON      `json:"merge,omitempty"`
+		LoftQ      *loftqJSON       `json:"loftq,omitempty"`
+		Quantized  *quantErrorsJSON `json:"quantized,omitempty"`
+		Conversion *conversionJSON  `json:"conversion,omitempty"`
+		Output     *logitsOfJSON    `json:"end_to_end,omitempty"`
 	}
 	loftqJSON struct {
 		Quantized number            `json:"quantized_error"` // ||W - Q|| / ||W||
@@ -87,7 +88,7 @@ func describeFindings(path string, r *verify.Report, strict bool) verifyJSON {
 		})
 	}
 	doc.Summary.LoftQ, doc.Summary.Quantized = describeLoftQ(r.LoftQ), describeQuantized(r.Quantized)
-	doc.Summary.Output = describeOutput(r.Output)
+	doc.Summary.Output, doc.Summary.Conversion = describeOutput(r.Output), describeConversion(r.Conversion)
 	if m := r.Merge; m != nil {
 		doc.Summary.Merge = &mergedJSON{m.Unchanged, m.Changed, m.Values, m.Nearest, number(m.DeltaNorm), number(m.Survival)}
 	}
@@ -176,6 +177,7 @@ func printFindings(w io.Writer, p palette, doc verifyJSON) {
 	if q := doc.Summary.Quantized; q != nil {
 		fmt.Fprintf(w, "quantized: the relative error of %s is %.4g\n", countOf(len(q.Tensors), "weight"), q.Error)
 	}
+	doc.Summary.Conversion.print(w)
 	doc.Summary.Output.print(w)
 	if m := doc.Summary.Merge; m != nil {
 		fmt.Fprintf(w, "merge: %d tensors are as in the base, %d changed; the change has norm %.4g and %s of it is there; %s of %d values are the nearest\n",
