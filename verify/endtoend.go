@@ -61,6 +61,10 @@ const otherRoundings = 4
 // the last rounding of all. |R - E| is measured, not estimated; of a merge in float32
 // R has one bit less, so that it stands for float32 arithmetic.
 func EndToEnd(ctx context.Context, r *Report, base *checkpoint.Model, adapters []merge.Source, mo merge.Options, merged *checkpoint.Model, p Prompts, o Options) error {
+	base, merged, err := runnable(base, merged, adapters)
+	if err != nil {
+		return err
+	}
 	mo.NoProvenance, mo.DType = true, tensor.F32
 	m, err := merge.Plan(base, adapters, mo)
 	if err != nil {

@@ -28,7 +28,7 @@ const survivalLimit = 0.95
 //
 // Adapters that do not fit the base are an error, not a finding: there is no merge
 // to compare with. Factors in the wrong place are findings, and the only ones.
-// Base and model are both GGUF, or none is.
+// Base and model are both GGUF, or none is; adapters of PEFT go with either.
 func Merged(ctx context.Context, base *checkpoint.Model, adapters []merge.Source, mo merge.Options, merged *checkpoint.Model, o Options) (*Report, error) {
 	c := &mergeCheck{base: base, merged: merged, shapes: make(map[string]tensor.Shape)}
 	if r := misplacedFactors(base, adapters); r != nil {
@@ -42,7 +42,10 @@ func Merged(ctx context.Context, base *checkpoint.Model, adapters []merge.Source
 		return nil, err
 	}
 	c.begin(familyMerge)
-	c.pair(base)
+	c.pair(c.base)
+	if err := c.checkUnseen(ctx); err != nil {
+		return nil, err
+	}
 	return c.Report, c.run(ctx, o)
 }
 
@@ -50,6 +53,7 @@ func Merged(ctx context.Context, base *checkpoint.Model, adapters []merge.Source
 type mergeCheck struct {
 	*Report
 	base, merged *checkpoint.Model
+	seen         *seenGGUF               // a merge of PEFT adapters into a GGUF model; nil for all others
 	steps        []plan.Step             // one for every tensor of the merge
 	inputs       []checkpoint.Checkpoint // of the steps
 	shapes       map[string]tensor.Shape // of what they make, by tensor
@@ -59,10 +63,11 @@ type mergeCheck struct {
 
 // mergePair is a step of the plan and the tensor that should hold what it makes.
 type mergePair struct {
-	step   *plan.Step
-	stored tensor.Spec
-	codes  *block.GGML // that hold what the step makes; nil where numbers do
-	found  comparison
+	step    *plan.Step
+	stored  tensor.Spec
+	codes   *block.GGML // that hold what the step makes; nil where numbers do
+	shifted bool        // it is stored with 1 added, in F32
+	found   comparison
 }
 
 // plan decides the merge that the model should be.
@@ -74,6 +79,9 @@ func (c *mergeCheck) plan(adapters []merge.Source, mo merge.Options) error {
 		return c.merged.RefuseGGUF("a comparison of a merge of another model with")
 	case c.merged.GGUF() == nil:
 		return c.base.RefuseGGUF("a comparison of another model with a merge into")
+	}
+	if areAllPEFT(adapters) {
+		return c.planSeen(adapters, mo)
 	}
 	return c.planGGUF(adapters)
 }
@@ -173,6 +181,9 @@ func (c *mergeCheck) addPair(s *plan.Step, stored tensor.Spec) {
 	case !stored.Shape.Equal(want):
 		c.add("merge-shape", stored.Name, "its shape is %s, that of the merge %s", stored.Shape, want)
 		return
+	case c.seen != nil:
+		c.addSeenPair(s, stored)
+		return
 	case c.merged.GGUF() != nil:
 		c.addGGUFPair(s, stored)
 		return
@@ -193,7 +204,7 @@ func (c *mergeCheck) run(ctx context.Context, o Options) error {
 	tasks := make([]plan.Task, len(c.pairs))
 	for i := range c.pairs {
 		p := &c.pairs[i]
-		w := &comparer64{inputs: c.inputs, merged: c.merged, step: p.step, stored: p.stored, codes: p.codes}
+		w := &comparer64{inputs: c.inputs, merged: c.merged, step: p.step, stored: p.stored, codes: p.codes, shifted: p.shifted}
 		tasks[i] = plan.Task{Name: p.stored.Name, Reads: p.step.InBytes() + p.stored.Size(), Scratch: w.scratch(), Do: func(ctx context.Context, _ int) (err error) {
 			p.found, err = w.compare(ctx)
 			return err
@@ -335,11 +346,12 @@ func (c *mergeCheck) judgeAll() {
 
 // comparer64 computes one step again and compares.
 type comparer64 struct {
-	inputs []checkpoint.Checkpoint
-	merged *checkpoint.Model
-	step   *plan.Step
-	stored tensor.Spec
-	codes  *block.GGML // that the tensor is stored in; nil for numbers
+	inputs  []checkpoint.Checkpoint
+	merged  *checkpoint.Model
+	step    *plan.Step
+	stored  tensor.Spec
+	codes   *block.GGML // that the tensor is stored in; nil for numbers
+	shifted bool        // it is stored with 1 added, in F32
 
 	factors tensor.DType // that side inputs are rounded to first; none leaves them
 	funcs   []plan.Func[float64]
@@ -548,6 +560,9 @@ func (w *comparer64) each(ctx context.Context, f func(*compared) error) error {
 		b.noise = 0
 		if len(s.Stages) > 0 {
 			b.noise = operations(s) * roundoff(s) * (largest(b.w) + largestDifference(b.x, b.w))
+		}
+		if w.shifted && (s.Judge || s.Read.Input != 0) { // the nearest to 1 + x, from which 1 was taken again
+			b.noise += ulp(tensor.F32, 1+largest(b.x)) / 2
 		}
 		if err := w.out.read(b.y, b.first); err != nil {
 			return err

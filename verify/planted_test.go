@@ -286,7 +286,7 @@ func flip(t *testing.T, dir, name string, element int64) {
 // TestPlantedFaults catches each fault by its own code, and finds nothing to warn of in the
 // same thing without it.
 func TestPlantedFaults(t *testing.T) {
-	for _, c := range slices.Concat(faults, conversionFaults) {
+	for _, c := range slices.Concat(faults, conversionFaults, inGGUFFaults) {
 		t.Run(c.fault, func(t *testing.T) {
 			clean, err := c.check(t, false)
 			if err != nil {

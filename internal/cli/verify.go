@@ -51,6 +51,7 @@ Examples:
   loratool verify ./lora --json
   loratool verify --base ./llama --adapter ./lora --merged ./merged
   loratool verify --base base.gguf --adapter lora.gguf --merged merged-Q4_K_M.gguf
+  loratool verify --base base.gguf --adapter ./lora --merged merged-Q4_K_M.gguf
   loratool verify --base ./llama --quantized ./llama-nf4
   loratool verify --base ./llama --quantized llama-Q8_0.gguf
   loratool verify --base ./llama --converted llama-BF16.gguf
@@ -332,7 +333,11 @@ func (a *App) verifyMerge(ctx context.Context, paths []string, f *verifyFlags, o
 	}
 	defer inputs.close()
 	if inputs.base.GGUF() != nil {
-		for _, name := range []string{"init-adapter", "moe-b-layout", "train-base", "mha-formula"} {
+		refused := []string{"init-adapter", "train-base"}
+		if !inputs.allPEFT() {
+			refused = slices.Concat(refused, onlyPEFT)
+		}
+		for _, name := range refused {
 			if f.merge.set.Changed(name) {
 				return nil, usagef("--%s does not apply to a merge into a GGUF file", name)
 			}
