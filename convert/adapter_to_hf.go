@@ -33,30 +33,51 @@ func planAdapterHF(p *planner) (*Conversion, error) {
 	if strings.HasSuffix(p.options.Output, ".safetensors") {
 		return nil, p.errorf("an adapter of PEFT is a folder: a file of weights does not say ranks and scales")
 	}
-	from, err := adapter.Open(p.source)
+	c, view, pairs, err := seeAdapter(p)
 	if err != nil {
 		return nil, err
 	}
-	c := &adapterPlanner{planner: p, from: from}
-	if err := c.openBase(); err != nil {
+	return c.writePEFT(view, pairs)
+}
+
+// AdapterAsHF sees a LoRA adapter of llama.cpp as the one of PEFT that it is for a base, a
+// folder or a GGUF file. Its factors are computed when they are read.
+func AdapterAsHF(source, base *checkpoint.Model) (*checkpoint.Model, error) {
+	c, view, pairs, err := seeAdapter(&planner{source: source, options: Options{Base: base}, plan: new(plan.Plan)})
+	if err != nil {
 		return nil, err
 	}
+	seen := source.As(view)
+	seen.Config, err = c.peftConfig(pairs)
+	return seen, err
+}
+
+// seeAdapter finds the modules of PEFT that the pairs of an adapter in GGUF are for.
+func seeAdapter(p *planner) (*adapterPlanner, *factorView, []peftPair, error) {
+	from, err := adapter.Open(p.source)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	c := &adapterPlanner{planner: p, from: from}
+	if err := c.openBase(); err != nil {
+		return nil, nil, nil, err
+	}
 	if name := from.Architecture(); name != c.family.Name {
-		return nil, c.errorf("it is for models of %q, and %s is %q in GGUF", name, c.options.Base.Name, c.family.Name)
+		return nil, nil, nil, c.errorf("it is for models of %q, and %s is %q in GGUF", name, c.options.Base.Name, c.family.Name)
 	}
 	view := &factorView{source: c.source, tensors: make(map[string]*factorTensor)}
 	var pairs []peftPair
 	for _, m := range from.Modules {
 		more, err := c.modulesOf(m, view)
 		if err != nil {
-			return nil, err
+			return nil, nil, nil, err
 		}
 		pairs = append(pairs, more...)
 	}
 	if len(from.Ignored) > 0 {
 		c.decide("left-out", "llama.cpp passes over norms in an adapter, and so does this", from.Ignored...)
 	}
-	return c.writePEFT(view, pairs)
+	return c, view, pairs, nil
 }
 
 // modulesOf adds the factors of a tensor of GGUF: of one module, or of one for each

@@ -105,7 +105,7 @@ func TestFromGGUFRefused(t *testing.T) {
 	}{
 		{"architecture", "qwen3", put("general.architecture", "mamba"), nil, `"mamba", for which there are no tables; there are for gemma`},
 		{"no architecture", "qwen3", put("general.architecture", ""), nil, "no tables"},
-		{"adapter", "qwen3", put("general.type", "adapter"), nil, `general.type is "adapter"`},
+		{"adapter", "qwen3", put("general.type", "lora"), nil, `general.type is "lora"`},
 		{"key", "qwen3", put("qwen3.attention.scale", float32(2)), nil, `key "qwen3.attention.scale": it is not known what it changes`},
 		{"layers", "qwen3", put("qwen3.block_count", uint32(3)), nil, `no tensor "blk.2.attn_norm.weight"`},
 		{"layers too few", "qwen3", put("qwen3.block_count", uint32(1)), nil, "is of a layer that qwen3.block_count does not have: there are 1"},

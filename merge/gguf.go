@@ -90,11 +90,9 @@ func checkSameFormat(base *checkpoint.Model, a *adapter.Adapter) error {
 	var reason string
 	switch {
 	case base.GGUF() != nil && !a.IsGGUF():
-		reason = "an adapter of PEFT has other names than a GGUF file and, in some families, another order of rows: " +
-			"'loratool merge' takes it for a GGUF base if no other adapter is a GGUF file"
+		reason = "an adapter of PEFT has other names than a GGUF file and, in some families, another order of rows"
 	case base.GGUF() == nil && a.IsGGUF():
-		reason = "an adapter in a GGUF file can't be merged into a model of Hugging Face, which has other names and, in some families, another order of rows: " +
-			"merge it into a GGUF file of the model, or the adapter of PEFT that it was made from into this one"
+		reason = "an adapter in a GGUF file can't be merged into a model of Hugging Face, which has other names and, in some families, another order of rows"
 	default:
 		return nil
 	}

@@ -8,12 +8,14 @@ import (
 	"math"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/loratool/loratool/convert"
 	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/adapter"
 	"github.com/loratool/loratool/formats/checkpoint"
@@ -430,6 +432,9 @@ func (in *mergeInputs) open(f *mergeFlags, cache hfrepo.Cache) error {
 			return err
 		}
 	}
+	if err := in.seeOneDialect(); err != nil {
+		return err
+	}
 	// Initial adapters belong to the adapters that need one, in order.
 	next := 0
 	for i := range in.sources {
@@ -446,6 +451,27 @@ func (in *mergeInputs) open(f *mergeFlags, cache hfrepo.Cache) error {
 	}
 	if next < len(f.init) {
 		return usagef("--init-adapter %s: no adapter was made by changing the base", f.init[next])
+	}
+	return nil
+}
+
+// seeOneDialect sees adapters in GGUF as those of PEFT, unless all models are GGUF.
+func (in *mergeInputs) seeOneDialect() error {
+	isGGUF := func(s merge.Source) bool { return s.Adapter.IsGGUF() }
+	if in.base.GGUF() != nil && !slices.ContainsFunc(in.sources, func(s merge.Source) bool { return !isGGUF(s) }) {
+		return nil
+	}
+	for i, s := range in.sources {
+		if !isGGUF(s) {
+			continue
+		}
+		seen, err := convert.AdapterAsHF(s.Adapter.Source, in.base)
+		if err != nil {
+			return err
+		}
+		if in.sources[i].Adapter, err = adapter.Open(seen); err != nil {
+			return err
+		}
 	}
 	return nil
 }
