@@ -23,6 +23,9 @@ type AddedToken struct {
 	ID                  int64
 	Content             string
 	Special, Normalized bool
+	// LStrip and RStrip take the spaces before and after with it; SingleWord passes over it
+	// inside of words.
+	LStrip, RStrip, SingleWord bool
 }
 
 // ParseFast reads a tokenizer.json.
@@ -123,11 +126,13 @@ func (f *Fast) readAdded(root *strictjson.Object) error {
 		if t.ID, err = o.Int("id"); err == nil {
 			t.Content, err = o.String("content")
 		}
-		if err == nil {
-			t.Special, _, err = o.OptBool("special")
-		}
-		if err == nil {
-			t.Normalized, _, err = o.OptBool("normalized")
+		for _, flag := range []struct {
+			key string
+			set *bool
+		}{{"special", &t.Special}, {"normalized", &t.Normalized}, {"lstrip", &t.LStrip}, {"rstrip", &t.RStrip}, {"single_word", &t.SingleWord}} {
+			if err == nil {
+				*flag.set, _, err = o.OptBool(flag.key)
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("added token %d: %w", i, err)

@@ -1,9 +1,9 @@
 // Package tokenizer reads what model folders say about tokens: SentencePiece models
 // (tokenizer.model) and those of the tokenizers library (tokenizer.json), and names
-// their pre-tokenizers as llama.cpp does.
+// their pre-tokenizers as llama.cpp does. An [Encoder] turns text into tokens.
 //
-// The main types are [Piece] and [Fast]. Nothing here turns text into tokens. Files are
-// not trusted: lengths are compared with what is there, types with what they may be.
+// The main types are [Piece], [Fast] and [Encoder]. Files are not trusted: lengths are
+// compared with what is there, types with what they may be.
 package tokenizer
 
 import (

@@ -115,7 +115,7 @@ func TestFast(t *testing.T) {
 		if !slices.Equal(f.Merges, c.want) || !f.ByteFallback || f.Model != "BPE" || len(f.Vocab) != 3 || f.Vocab[2] != "b" {
 			t.Errorf("%s: %+v", c.merges, f)
 		}
-		if want := []tokenizer.AddedToken{{9, "<x>", true, false}, {3, "y", false, false}}; !slices.Equal(f.Added, want) {
+		if want := []tokenizer.AddedToken{{ID: 9, Content: "<x>", Special: true}, {ID: 3, Content: "y"}}; !slices.Equal(f.Added, want) {
 			t.Errorf("added tokens %v, want %v", f.Added, want)
 		}
 	}

@@ -45,7 +45,7 @@ func TestFastBytePairs(t *testing.T) {
 		if !slices.Equal(f.Merges, v.Merges) || f.ByteFallback {
 			t.Errorf("merges %v", f.Merges)
 		}
-		if want := []tokenizer.AddedToken{{5, "<end>", true, false}, {6, "user", false, false}}; !slices.Equal(f.Added, want) {
+		if want := []tokenizer.AddedToken{{ID: 5, Content: "<end>", Special: true}, {ID: 6, Content: "user"}}; !slices.Equal(f.Added, want) {
 			t.Errorf("added %v, want %v", f.Added, want)
 		}
 		if got, err := f.Pre(); got != pre || err != nil {

@@ -1,0 +1,221 @@
+package tokenizer
+
+import (
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
+)
+
+// newNormalizer makes a step of the normalizer.
+func newNormalizer(c *config) (normalizer, error) {
+	switch kind := c.text("type"); kind {
+	case "Sequence":
+		steps, err := items(c, "normalizers", newNormalizer)
+		return func(p piece) (piece, error) {
+			for _, step := range steps {
+				var err error
+				if p, err = step(p); err != nil {
+					return p, err
+				}
+			}
+			return p, nil
+		}, err
+	case "NFC":
+		return composed(norm.NFC), nil
+	case "NFD":
+		return composed(norm.NFD), nil
+	case "NFKC":
+		return composed(norm.NFKC), nil
+	case "NFKD":
+		return composed(norm.NFKD), nil
+	case "Lowercase":
+		return each(lowerCase), nil
+	case "StripAccents":
+		return each(without(unicode.M)), nil
+	case "Strip":
+		return stripped(c.flag("strip_left", true), c.flag("strip_right", true)), nil
+	case "Nmt":
+		return each(nmt), nil
+	case "ByteLevel":
+		return func(p piece) (piece, error) { p.text = toByteAlphabet(p.text); return p, nil }, nil
+	case "Prepend":
+		return prepended(c.text("prepend")), nil
+	case "Replace":
+		return newReplacement(c)
+	case "BertNormalizer":
+		return newBertNormalizer(c), nil
+	default:
+		return nil, c.unsupported("%q is not known", kind)
+	}
+}
+
+// maxMarks is how many marks x/text lets follow each other: into a longer run it puts a
+// joiner, which the tokenizers library does not.
+const maxMarks = 30
+
+// composed brings a text into a normal form of Unicode.
+func composed(form norm.Form) normalizer {
+	return func(p piece) (piece, error) {
+		marks := 0
+		for _, r := range p.text {
+			if !unicode.Is(unicode.M, r) {
+				marks = 0
+			} else if marks++; marks > maxMarks/3 { // one mark decomposes into three at most
+				return p, &UnsupportedError{"normalizer", "a run of many combining marks in the text"}
+			}
+		}
+		p.text = form.String(p.text)
+		return p, nil
+	}
+}
+
+// each replaces every character by a text; what is deleted from the front moves the
+// beginning.
+func each(replace func(rune) string) normalizer {
+	return func(p piece) (piece, error) {
+		var b strings.Builder
+		for i, r := range p.text {
+			s := replace(r)
+			if i == 0 && s == "" {
+				p.first = false
+			}
+			b.WriteString(s)
+		}
+		p.text = b.String()
+		return p, nil
+	}
+}
+
+// lowerCase is the lower case of a character by itself. Only one has a lower case of two
+// characters (Unicode, SpecialCasing.txt).
+func lowerCase(r rune) string {
+	if r == '\u0130' {
+		return "i\u0307"
+	}
+	return string(unicode.ToLower(r))
+}
+
+func without(table *unicode.RangeTable) func(rune) string {
+	return func(r rune) string {
+		if unicode.Is(table, r) {
+			return ""
+		}
+		return string(r)
+	}
+}
+
+// nmt deletes control characters and makes one space of every kind of blank, as the
+// normalization of SentencePiece's that it is named after.
+func nmt(r rune) string {
+	switch {
+	case r == '\t', r == '\n', r == '\f', r == '\r', r == 0x1680, 0x200B <= r && r <= 0x200F, r == 0x2028, r == 0x2029, r == 0x2581,
+		r == 0xFEFF, r == 0xFFFD:
+		return " "
+	case 0 < r && r <= 0x1F, r == 0x7F, r == 0x8F, r == 0x9F:
+		return ""
+	}
+	return string(r)
+}
+
+func stripped(left, right bool) normalizer {
+	return func(p piece) (piece, error) {
+		if left {
+			rest := strings.TrimLeftFunc(p.text, unicode.IsSpace)
+			p.first = p.first && len(rest) == len(p.text)
+			p.text = rest
+		}
+		if right {
+			p.text = strings.TrimRightFunc(p.text, unicode.IsSpace)
+		}
+		return p, nil
+	}
+}
+
+func prepended(text string) normalizer {
+	return func(p piece) (piece, error) {
+		if p.text != "" {
+			p.text = text + p.text
+		}
+		return p, nil
+	}
+}
+
+// newReplacement replaces what a pattern finds.
+func newReplacement(c *config) (normalizer, error) {
+	find, err := newPattern(c)
+	if err != nil {
+		return nil, err
+	}
+	content := c.text("content")
+	return func(p piece) (piece, error) {
+		spans, err := find(p.text)
+		if err != nil {
+			return p, err
+		}
+		var b strings.Builder
+		for i, s := range spans {
+			if !s.match {
+				b.WriteString(p.text[s.start:s.end])
+				continue
+			}
+			if i == 0 && content == "" && s.end > s.start {
+				p.first = false
+			}
+			b.WriteString(content)
+		}
+		p.text = b.String()
+		return p, nil
+	}, nil
+}
+
+// newBertNormalizer does what BERT does before it looks for words: it cleans, sets
+// ideographs apart, takes accents off and writes lower case, in this order.
+func newBertNormalizer(c *config) normalizer {
+	lowercase := c.flag("lowercase", true)
+	accents := c.flag("strip_accents", lowercase)
+	var steps []normalizer
+	if c.flag("clean_text", true) {
+		steps = append(steps, each(clean))
+	}
+	if c.flag("handle_chinese_chars", true) {
+		steps = append(steps, each(apart))
+	}
+	if accents {
+		steps = append(steps, composed(norm.NFD), each(without(unicode.Mn)))
+	}
+	if lowercase {
+		steps = append(steps, each(lowerCase))
+	}
+	return func(p piece) (piece, error) {
+		for _, step := range steps {
+			var err error
+			if p, err = step(p); err != nil {
+				return p, err
+			}
+		}
+		return p, nil
+	}
+}
+
+// clean deletes what is no text and makes one space of every kind of blank.
+func clean(r rune) string {
+	switch {
+	case unicode.IsSpace(r) && !(0x0B <= r && r <= 0x0C) && r != 0x85:
+		return " "
+	case r == 0, r == utf8.RuneError, unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co):
+		return ""
+	}
+	return string(r)
+}
+
+// apart puts spaces around ideographs. One block begins 0x100 too late, as in the library.
+func apart(r rune) string {
+	switch {
+	case 0x4E00 <= r && r <= 0x9FFF, 0x3400 <= r && r <= 0x4DBF, 0x20000 <= r && r <= 0x2A6DF, 0x2A700 <= r && r <= 0x2B73F,
+		0x2B740 <= r && r <= 0x2B81F, 0x2B920 <= r && r <= 0x2CEAF, 0xF900 <= r && r <= 0xFAFF, 0x2F800 <= r && r <= 0x2FA1F:
+		return " " + string(r) + " "
+	}
+	return string(r)
+}
