@@ -68,8 +68,7 @@ const noEncoder mix.Rule = "encoder"
 func PlanGGUF(base *checkpoint.Model, o GGUFOptions) (*GGUF, error) {
 	p := &ggufPlanner{base: base, options: o}
 	if base.GGUF() == nil {
-		return nil, p.errorf("it is no GGUF model: the types of llama.cpp are made of GGUF models only, " +
-			"and there is no conversion to GGUF yet")
+		return nil, p.errorf("it is no GGUF model: the types of llama.cpp are made of GGUF models only")
 	}
 	p.sort()
 	if err := p.setKeys(); err != nil {

@@ -51,6 +51,13 @@ func OpenSet(path string) (*Set, error) {
 	return s, nil
 }
 
+// SetOf makes a set of one file that is no part of a split model; path is what it is
+// called. It closes the file.
+func SetOf(f *File, path string) (*Set, error) {
+	s := &Set{files: []*File{f}, paths: []string{path}, byName: make(map[string]int32)}
+	return s, s.collect()
+}
+
 // findModel returns the only model of a folder: its only file, or the first
 // file of the only split model.
 func findModel(dir string) (string, error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/engine"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
+	"github.com/loratool/loratool/formats/tokenizer"
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/report"
 )
@@ -32,6 +33,8 @@ type quantizeFlags struct {
 	requantize   bool
 	shardSize    size
 	noProvenance bool
+	adapters     []string
+	name, pre    string
 	loftq        loftqFlags
 	gguf         ggufFlags
 	run          runFlags
@@ -49,6 +52,8 @@ to a format of bitsandbytes. TYPE says which.
 Examples:
   loratool quantize model-f16.gguf -o model-q4_k_m.gguf --type q4_k_m
   loratool quantize model-f16.gguf -o out.gguf --type iq4_xs --imatrix imatrix.gguf --dry-run
+  loratool quantize ./llama -o llama-q4_k_m.gguf --type q4_k_m
+  loratool quantize ./llama --adapter ./lora -o merged-q4_k_m.gguf --type q4_k_m
   loratool quantize ./llama -o ./llama-nf4 --type nf4 --double-quant
   loratool quantize org/name -o ./out --type nf4 --skip vision_tower --dry-run
   loratool quantize ./llama -o ./llama-nf4 --type nf4 --loftq --rank 16 --adapter-out ./loftq
@@ -60,6 +65,10 @@ The file is, byte for byte, that of llama-quantize (release v0.5.0, on x86-64); 
 has no key for provenance. --dry-run prints the type of every tensor and why. TYPE of
 one tensor is that of ggml, as q5_K. OUT is a file, or a folder where the output is
 split (--keep-split, --shard-size, --shard-tensors).
+
+A folder that becomes GGUF is merged with the adapters, converted and quantized in one
+pass, without the files between: the bytes are those of merge and convert to F32 and then
+quantize.
 
 Safetensors: TYPE is nf4 (4-bit NormalFloat), fp4 (4-bit float) or int8 (LLM.int8). The
 output is a folder that transformers loads as a base for QLoRA. The bytes are those of
@@ -120,6 +129,9 @@ func (f *quantizeFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.requantize, "allow-requantize", false, "the same, as llama-quantize calls it")
 	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB; of GGUF one file)")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
+	fs.StringArrayVar(&f.adapters, "adapter", nil, "GGUF of a folder: `ADAPTER` to merge first, or ADAPTER@WEIGHT; may be repeated")
+	fs.StringVar(&f.name, "name", "", "GGUF of a folder: `NAME` of the model in the file (default: that of the folder)")
+	fs.StringVar(&f.pre, "pre", "", "GGUF of a folder: pre-tokenizer by llama.cpp's `NAME` (default: by the expressions in tokenizer.json)")
 	f.loftq.register(fs)
 	f.gguf.register(fs)
 	f.page.register(fs, &f.run.force)
@@ -148,6 +160,9 @@ func (a *App) completeQuantize(cmd *cobra.Command) {
 		"rank":                 fixed(),
 		"alpha":                fixed(),
 		"bits":                 fixed(),
+		"adapter":              folders,
+		"name":                 fixed(),
+		"pre":                  fixed(tokenizer.PreNames()...),
 		"target":               fixed(),
 		"exclude":              fixed(),
 	} {

@@ -54,7 +54,7 @@ func (f *ggufFlags) register(fs *pflag.FlagSet) {
 // The flags that only one kind of quantization has.
 var (
 	ggufOnly = []string{"imatrix", "pure", "tensor-type", "output-tensor-type", "token-embedding-type",
-		"leave-output-tensor", "keep-split", "shard-tensors", "override-kv"}
+		"leave-output-tensor", "keep-split", "shard-tensors", "override-kv", "adapter", "name", "pre"}
 	bnbOnly = []string{"double-quant", "blocksize", "compute-dtype", "quant-storage", "skip", "rslora", "bits"}
 )
 
@@ -235,12 +235,12 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 	if err != nil {
 		return err
 	}
-	base, err := checkpoint.Open(f.model, a.cache())
+	inputs, seen, err := a.openForGGUF(f, engineOpts)
 	if err != nil {
 		return err
 	}
-	inputs := &mergeInputs{base: base, models: []*checkpoint.Model{base}, page: &f.page}
 	defer inputs.close()
+	engineOpts.Memory = max(engineOpts.Memory-seen.memory, 1)
 	matrix, identity, err := openImatrix(f.gguf.imatrix)
 	if err != nil {
 		return err
@@ -253,19 +253,20 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 	if opts.LoftQ != nil {
 		return a.runGGUFLoftQ(ctx, f, opts, inputs, engineOpts)
 	}
-	q, err := quant.PlanGGUF(base, opts)
+	q, err := quant.PlanGGUF(inputs.base, opts)
 	if err != nil {
 		if q != nil && q.Mix != nil && f.run.dryRun && !a.json {
 			a.printTypes(q) // refused, and why not
 		}
 		return asUsage(err)
 	}
+	seen.explain(q.Plan)
 	engineOpts.Memory = max(engineOpts.Memory-q.View.Memory(engineOpts.Jobs), 1)
 	budget, err := engine.Budget(q.Plan, engineOpts)
 	if err != nil {
 		return err
 	}
-	budget.Peak += q.View.Memory(budget.Jobs)
+	budget.Peak += q.View.Memory(budget.Jobs) + seen.memory
 	refusal := a.refusal(q.Layout, inputs, f.run.force)
 	if f.run.dryRun {
 		return a.printGGUFPlan(q, budget, refusal)
@@ -273,7 +274,7 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 	if refusal != nil {
 		return refusal
 	}
-	key := identityOf("quantize", []any{f.kind, f.gguf, f.requantize, f.shardSize, f.output, identity}, inputs.models)
+	key := identityOf("quantize", []any{f.kind, f.gguf, f.requantize, f.shardSize, f.output, f.adapters, f.name, f.pre, identity}, inputs.models)
 	if err := a.writeGGUF(ctx, q, inputs, f, key, engineOpts); err != nil {
 		return err
 	}
