@@ -107,6 +107,20 @@ func (v *View) Specs() []tensor.Spec { return v.specs }
 // Memory returns the bytes that the view holds at most.
 func (v *View) Memory() int64 { return v.run.budget.Peak }
 
+// Computes returns the steps of the tensors that the view computes, those it does not
+// copy, and what they read from: for who computes them in another way.
+func (v *View) Computes() (*plan.Plan, []Source) {
+	p := &plan.Plan{Unhashed: true}
+	for _, s := range v.specs {
+		for _, i := range v.steps[s.Name] {
+			if step := v.run.plan.Steps[i]; !step.Copies() {
+				p.Steps = append(p.Steps, step)
+			}
+		}
+	}
+	return p, v.run.in
+}
+
 // Reports returns what is known of the judged steps, in the order of the plan: of
 // all whose rows were read.
 func (v *View) Reports() []TensorReport {

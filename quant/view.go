@@ -205,6 +205,12 @@ func (v *View) Open(name string) (io.ReaderAt, error) {
 	return &partReader{part: p, scales: s, size: p.spec.Size()}, nil
 }
 
+// Encodes reports whether the bytes of a tensor are made here, and not the source's.
+func (v *View) Encodes(name string) bool {
+	p, ok := v.parts[name]
+	return ok && v.kept[p.target] == nil
+}
+
 // rowFormat is the weight_format of LLM.int8 in rows.
 const rowFormat = 0
 

@@ -17,7 +17,6 @@ import (
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/formats/tokenizer"
-	"github.com/loratool/loratool/verify"
 )
 
 // convertFlags are the flags of convert.
@@ -84,6 +83,9 @@ llama.cpp knows one alpha: what a rank-stabilised scale or an alpha of its own i
 that goes into the factors. What no GGUF adapter can hold - DoRA, modules_to_save,
 biases, a tied head - is an error; merge such an adapter instead.
 
+--verify reads the output back before it appears: every number that was rounded is
+computed again in float64, everything else must have the same bytes.
+
 A finite value that the new type has no room for - f16 ends at 65504 - is an error
 that names the tensor. Nothing is written then. A run that was killed leaves a
 partial output beside OUT; the same command with --resume goes on from it.
@@ -110,7 +112,7 @@ func (f *convertFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
 	fs.StringVar(&f.name, "name", "", "`NAME` of the model in a GGUF file (default: that of its folder)")
 	fs.StringVar(&f.pre, "pre", "", "pre-tokenizer of a GGUF file by llama.cpp's `NAME` (default: by the expressions in tokenizer.json, or as the file says)")
-	fs.BoolVar(&f.verify, "verify", false, "compute everything again in float64 and compare before the output appears")
+	verifyFlag(fs, &f.verify)
 	f.run.register(fs)
 }
 
@@ -192,6 +194,9 @@ func (a *App) runConvert(ctx context.Context, f *convertFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := checkProof(c.Plan, nil, f.verify, engineOpts); err != nil {
+		return err
+	}
 	refusal := a.refusal(c.Layout, inputs, f.run.force)
 	if f.run.dryRun {
 		return a.printPlan(c.Plan, c.Layout, budget, refusal)
@@ -199,45 +204,27 @@ func (a *App) runConvert(ctx context.Context, f *convertFlags) error {
 	if refusal != nil {
 		return refusal
 	}
-	report, verified, err := a.writeConverted(ctx, c, inputs, f, engineOpts)
+	report, err := a.writeConverted(ctx, c, inputs, f, engineOpts)
 	if err != nil {
 		return err
 	}
-	return a.printConvertReport(c, report, verified, f.run.verbose)
+	return a.printConvertReport(c, report, f.run.verbose)
 }
 
 // writeConverted runs the plan, checks its output if asked to, and puts it in place.
-func (a *App) writeConverted(ctx context.Context, c *convert.Conversion, inputs *mergeInputs, f *convertFlags, o engine.Options) (report engine.Report, verified *verify.Result, err error) {
+func (a *App) writeConverted(ctx context.Context, c *convert.Conversion, inputs *mergeInputs, f *convertFlags, o engine.Options) (written, error) {
 	// The collector keeps the garbage of readers within the budget too.
 	debug.SetMemoryLimit(o.Memory + o.Memory/4 + 32<<20)
 	opts, _ := f.options() // were checked; the base is one of the inputs
 	sink, err := a.openSink(c.Layout, c.Plan, identityOf("convert", opts, inputs.models), &f.run, &o)
 	if err != nil {
-		return report, nil, err
+		return written{}, err
 	}
-	sources := []engine.Source{c.View}
-	progress := a.newProgress("converting")
-	o.Progress = progress
-	report, err = engine.Run(ctx, c.Plan, sources, oneSink{sink}, o)
-	progress.Finish()
-	if err == nil && f.verify {
-		progress = a.newProgress("verifying")
-		o.Progress = progress
-		var result verify.Result
-		result, err = verify.Written(ctx, c.Plan, sources, sink, o)
-		progress.Finish()
-		verified = &result
-	}
-	if err == nil {
-		err = inputs.checkUnchanged()
-	}
+	done, err := a.write(ctx, &writing{doing: "converting", plan: c.Plan, sources: []engine.Source{c.View}, sink: sink, options: o}, f.verify, inputs)
 	if err != nil {
-		if aerr := sink.Abort(); aerr != nil {
-			a.note("%v", aerr)
-		}
-		return report, nil, err
+		return done, err
 	}
-	return report, verified, a.commit(sink, c.SetHashes(report.Hashes))
+	return done, a.commit(sink, c.SetHashes(done.Hashes))
 }
 
 type (
@@ -265,10 +252,10 @@ type (
 
 // printConvertReport prints what a conversion did: of every tensor that is not a copy,
 // what rounding cost.
-func (a *App) printConvertReport(c *convert.Conversion, r engine.Report, v *verify.Result, verbose bool) error {
+func (a *App) printConvertReport(c *convert.Conversion, r written, verbose bool) error {
 	doc := convertJSON{
 		Schema: "loratool.convert/v1", Output: c.Layout.Path, Bytes: c.Layout.Size(), Decisions: decisionsOf(c.Plan),
-		Tensors: []convertedJSON{}, Inputs: r.Hashes, Summary: convertSummary{Tensors: stepKinds(c.Plan)},
+		Tensors: []convertedJSON{}, Inputs: r.Hashes, Summary: convertSummary{Tensors: stepKinds(c.Plan)}, Verified: r.verified,
 	}
 	var norm, off float64
 	for _, t := range r.Tensors {
@@ -282,9 +269,6 @@ func (a *App) printConvertReport(c *convert.Conversion, r engine.Report, v *veri
 	}
 	if norm > 0 {
 		doc.Summary.Error = number(math.Sqrt(off / norm))
-	}
-	if v != nil {
-		doc.Verified = &verifiedJSON{v.Copied, v.Computed, v.Values, v.Nearest}
 	}
 	if a.json {
 		a.printJSON(doc)
@@ -305,9 +289,7 @@ func (a *App) printConvertReport(c *convert.Conversion, r engine.Report, v *veri
 		rounding = fmt.Sprintf("; relative error of rounding %.3g", doc.Summary.Error)
 	}
 	a.note("%d tensors (%s), %s%s", len(c.Plan.Steps), countList(doc.Summary.Tensors), formatSize(doc.Bytes), rounding)
-	if v := doc.Verified; v != nil {
-		a.noteVerified(v)
-	}
+	a.noteVerified(doc.Verified)
 	return nil
 }
 

@@ -25,7 +25,7 @@ type extractFlags struct {
 	target, exclude     []string
 	dtype               string
 	exact, dense, plain bool
-	mergeCheck          bool
+	mergeCheck, verify  bool
 	noProvenance        bool
 	run                 runFlags
 }
@@ -107,6 +107,9 @@ Of GGUF models the output is a GGUF adapter, OUT.gguf, for llama.cpp. One of the
 be a folder: it is seen as the GGUF file it would become. The adapter holds factors only: changed norms and biases, and embedding and head unless --target names
 them, are left out, named and counted as lost.
 
+--verify reads the adapter back before it appears and compares it, number by number,
+with the factors as they were found; --merge-check compares what it does.
+
 Factors go to a work folder beside the output while the survey runs. After a kill,
 the same command with --resume goes on from there.
 
@@ -142,6 +145,7 @@ func (f *extractFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.plain, "plain", false, "write nothing but pairs of linear layers, of one rank and scale")
 	fs.BoolVar(&f.mergeCheck, "merge-check", false, "merge the adapter back and compare with the tuned model")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
+	verifyFlag(fs, &f.verify)
 	f.page.register(fs, &f.run.force)
 	f.run.register(fs)
 }
@@ -344,6 +348,9 @@ func (r *extraction) extract(ctx context.Context, s *extract.Survey) (err error)
 	if refusal := r.a.refusal(x.Layout, r.in, r.f.run.force); refusal != nil {
 		return refusal
 	}
+	if err := checkProof(x.Plan, nil, r.f.verify, r.engine); err != nil {
+		return err
+	}
 	report, err := r.write(ctx, x, fsys)
 	if err != nil {
 		return err
@@ -375,30 +382,17 @@ func (r *extraction) noteStore(store *extract.Store) {
 }
 
 // write runs the plan and puts the adapter in place.
-func (r *extraction) write(ctx context.Context, x *extract.Extraction, fsys fsatomic.FS) (engine.Report, error) {
+func (r *extraction) write(ctx context.Context, x *extract.Extraction, fsys fsatomic.FS) (written, error) {
 	sink, err := checkpoint.Create(fsys, x.Layout, r.f.run.force)
 	if err != nil {
-		return engine.Report{}, err
+		return written{}, err
 	}
-	sources := make([]engine.Source, len(x.Inputs))
-	for i, in := range x.Inputs {
-		sources[i] = in
-	}
-	progress := r.a.newProgress("writing")
-	o := r.engine
-	o.Progress = progress
-	report, err := engine.Run(ctx, x.Plan, sources, oneSink{sink}, o)
-	progress.Finish()
-	if err == nil {
-		err = r.in.checkUnchanged()
-	}
+	w := &writing{doing: "writing", plan: x.Plan, sources: sourcesOf(x.Inputs), sink: sink, options: r.engine}
+	done, err := r.a.write(ctx, w, r.f.verify, r.in)
 	if err != nil {
-		if aerr := sink.Abort(); aerr != nil {
-			r.a.note("%v", aerr)
-		}
-		return report, err
+		return done, err
 	}
-	return report, r.a.commit(sink, x.SetHashes(report.Hashes))
+	return done, r.a.commit(sink, x.SetHashes(done.Hashes))
 }
 
 // mergeCheck merges what was written back into the base and compares the result
@@ -409,11 +403,11 @@ func (r *extraction) mergeCheck(ctx context.Context, s *extract.Survey) (*mergeC
 	}
 	in := new(mergeInputs)
 	defer in.close()
-	written, err := in.openAdapter(r.f.output, r.a.cache())
+	made, err := in.openAdapter(r.f.output, r.a.cache())
 	if err != nil {
 		return nil, err
 	}
-	m, err := merge.Plan(r.base, []merge.Source{{Adapter: written, Weight: 1}}, merge.Options{Output: r.f.output, NoProvenance: true})
+	m, err := merge.Plan(r.base, []merge.Source{{Adapter: made, Weight: 1}}, merge.Options{Output: r.f.output, NoProvenance: true})
 	if err != nil {
 		return nil, err
 	}
@@ -426,15 +420,11 @@ func (r *extraction) compare(ctx context.Context, s *extract.Survey, m *merge.Me
 	if err != nil {
 		return nil, err
 	}
-	sources := make([]engine.Source, len(m.Inputs))
-	for i, in := range m.Inputs {
-		sources[i] = in
-	}
 	progress := r.a.newProgress("merging back")
 	defer progress.Finish()
 	o := r.engine
 	o.Progress = progress
-	if _, err := engine.Run(ctx, m.Plan, sources, c, o); err != nil {
+	if _, err := engine.Run(ctx, m.Plan, sourcesOf(m.Inputs), c, o); err != nil {
 		return nil, err
 	}
 	tensors, all := c.Result()

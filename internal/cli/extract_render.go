@@ -69,6 +69,7 @@ type (
 		Certificate certificateJSON   `json:"certificate"`
 		MergeCheck  *mergeCheckJSON   `json:"merge_check,omitempty"`
 		Inputs      map[string]string `json:"sha256"`
+		Verified    *verifiedJSON     `json:"verified,omitempty"`
 	}
 	extractPlanJSON struct {
 		planJSON
@@ -114,10 +115,10 @@ func checkOf(tensors []extract.Compared, all extract.Compared) *mergeCheckJSON {
 }
 
 // printExtraction prints what an extraction did.
-func (a *App) printExtraction(x *extract.Extraction, r engine.Report, check *mergeCheckJSON, verbose bool, page *pageFlag) error {
+func (a *App) printExtraction(x *extract.Extraction, r written, check *mergeCheckJSON, verbose bool, page *pageFlag) error {
 	doc := extractJSON{
 		Schema: "loratool.extract/v1", Output: x.Layout.Path, Bytes: x.Layout.Size(), Decisions: decisionsOf(x.Plan),
-		Certificate: certificateOf(&x.Certificate), MergeCheck: check, Inputs: r.Hashes,
+		Certificate: certificateOf(&x.Certificate), MergeCheck: check, Inputs: r.Hashes, Verified: r.verified,
 	}
 	err := page.write(a, func() *report.Page { return extractPage(&doc, &x.Certificate) })
 	if a.json {
@@ -137,6 +138,7 @@ func (a *App) printExtraction(x *extract.Extraction, r engine.Report, check *mer
 		a.note("%s%s", d.Message, tensorList(d.Tensors))
 	}
 	a.note("%d parameters, %s: %s", doc.Certificate.Parameters, formatSize(doc.Bytes), doc.Certificate.Sentence)
+	a.noteVerified(doc.Verified)
 	if check != nil {
 		a.note("merged back: %s of %d values have the tuned model's bits, the largest difference is %.3g, the relative error %.3g",
 			percent(number(check.Equal)/number(max(check.Values, 1))), check.Values, check.MaxAbs, check.Relative)

@@ -100,7 +100,8 @@ type repair struct {
 	in     *mergeInputs
 	engine engine.Options
 	r      repairPlan
-	key    string // of the quantized output, for --resume
+	views  []*engine.View // that the base is computed by
+	key    string         // of the quantized output, for --resume
 	// print prints the plan of the quantization, with the adapter among its outputs.
 	print func(engine.Allotment, error, *checkpoint.Layout) error
 }
@@ -150,7 +151,7 @@ func (a *App) runLoftQ(ctx context.Context, f *quantizeFlags, opts quant.Options
 }
 
 // runGGUFLoftQ does it with a GGUF model, whose adapter is a GGUF file.
-func (a *App) runGGUFLoftQ(ctx context.Context, f *quantizeFlags, opts quant.GGUFOptions, in *mergeInputs, o engine.Options) error {
+func (a *App) runGGUFLoftQ(ctx context.Context, f *quantizeFlags, opts quant.GGUFOptions, seen *folderAsFile, in *mergeInputs, o engine.Options) error {
 	x := &repair{a: a, f: f, in: in, engine: o}
 	if err := x.checkPlaces(); err != nil {
 		return err
@@ -168,13 +169,14 @@ func (a *App) runGGUFLoftQ(ctx context.Context, f *quantizeFlags, opts quant.GGU
 		}
 		return asUsage(err)
 	}
-	x.r = r
+	x.r, x.views = r, seen.views
+	seen.explain(r.Plan)
 	x.print = func(b engine.Allotment, refusal error, adapter *checkpoint.Layout) error {
 		return a.printGGUFPlan(r.GGUF, b, refusal, adapter)
 	}
 	l := *opts.LoftQ
 	l.Moments = nil // a pointer would be printed as such
-	x.key = identityOf("quantize", []any{l, f.kind, f.gguf, f.requantize, f.shardSize, f.output, in.others}, in.models)
+	x.key = identityOf("quantize", []any{l, f.kind, f.gguf, f.requantize, f.shardSize, f.output, f.adapters, f.name, f.pre, in.others}, in.models)
 	return x.finish(ctx)
 }
 
@@ -322,42 +324,49 @@ func (x *repair) solve(ctx context.Context, store *quant.Store) error {
 }
 
 // fill writes both outputs and puts them in place together.
-func (x *repair) fill(ctx context.Context, fsys fsatomic.FS) (engine.Report, error) {
+func (x *repair) fill(ctx context.Context, fsys fsatomic.FS) (written, error) {
 	o := x.engineOptions()
 	q, adapter := x.r.Outputs()
 	base, err := x.a.openSink(q.Layout, q.Plan, x.key, &x.f.run, &o)
 	if err != nil {
-		return engine.Report{}, err
+		return written{}, err
 	}
 	pairs, err := checkpoint.Create(fsys, adapter.Layout, x.f.run.force)
 	if err != nil {
-		return engine.Report{}, abort(base, err)
+		return written{}, abort(base, err)
 	}
-	report, err := x.run(ctx, base, pairs, o)
+	done, err := x.run(ctx, base, pairs, o)
 	if err == nil {
 		err = x.in.checkUnchanged()
 	}
 	if err != nil {
-		return report, abort(base, abort(pairs, err))
+		return done, abort(base, abort(pairs, err))
 	}
-	finalBase, finalPairs := x.r.SetHashes(report.Hashes)
+	finalBase, finalPairs := x.r.SetHashes(done.Hashes)
 	// Without its base the adapter is of no use; the base without it looks like one.
-	return report, x.a.noteCleanup(checkpoint.CommitAll(checkpoint.Finished{Sink: pairs, Metadata: finalPairs}, checkpoint.Finished{Sink: base, Metadata: finalBase}))
+	return done, x.a.noteCleanup(checkpoint.CommitAll(checkpoint.Finished{Sink: pairs, Metadata: finalPairs}, checkpoint.Finished{Sink: base, Metadata: finalBase}))
 }
 
-func (x *repair) run(ctx context.Context, base, pairs *checkpoint.Sink, o engine.Options) (engine.Report, error) {
-	progress := x.a.newProgress("quantizing")
-	defer progress.Finish()
-	o.Progress = progress
+// run makes both outputs, one after the other.
+func (x *repair) run(ctx context.Context, base, pairs *checkpoint.Sink, o engine.Options) (written, error) {
 	q, adapter := x.r.Outputs()
-	report, err := engine.Run(ctx, q.Plan, []engine.Source{q.Source}, oneSink{base}, o)
-	if err != nil {
-		return report, err
+	both := []*writing{
+		{doing: "quantizing", plan: q.Plan, sources: []engine.Source{q.Source}, sink: base, options: o, views: x.views},
+		{doing: "writing", plan: adapter.Plan, sources: []engine.Source{adapter.Source}, sink: pairs, options: x.engine},
 	}
-	o = x.engine
-	o.Progress = nil
-	_, err = engine.Run(ctx, adapter.Plan, []engine.Source{adapter.Source}, oneSink{pairs}, o)
-	return report, err
+	var all written
+	for i, w := range both {
+		done, err := x.a.produce(ctx, w, x.f.verify)
+		if err != nil {
+			return all, err
+		}
+		if i == 0 {
+			all = done // the adapter has no inputs of its own
+		} else if done.verified != nil {
+			all.verified.join(done.verified)
+		}
+	}
+	return all, nil
 }
 
 // printPlan prints what --dry-run asks for: the plan of the quantization, with the
@@ -401,6 +410,7 @@ type (
 		Tensors   []repairedJSON    `json:"tensors"`
 		Summary   repairSummary     `json:"summary"`
 		Inputs    map[string]string `json:"sha256"`
+		Verified  *verifiedJSON     `json:"verified,omitempty"`
 	}
 	repairSummary struct {
 		Tensors  map[string]int `json:"tensors"`
@@ -413,7 +423,7 @@ type (
 )
 
 // describe makes the published form of the result.
-func (x *repair) describe(r engine.Report) (*repairJSON, error) {
+func (x *repair) describe(r written) (*repairJSON, error) {
 	figures, err := x.r.Repaired()
 	if err != nil {
 		return nil, err
@@ -422,7 +432,7 @@ func (x *repair) describe(r engine.Report) (*repairJSON, error) {
 	doc := &repairJSON{
 		Schema: "loratool.quantize-loftq/v1", Output: q.Layout.Path, Adapter: adapter.Layout.Path,
 		Bytes: q.Layout.Size() + adapter.Layout.Size(), Decisions: append(decisionsOf(q.Plan), decisionsOf(adapter.Plan)...),
-		Tensors: []repairedJSON{}, Inputs: r.Hashes, Summary: repairSummary{Tensors: x.r.Counts(), Pairs: len(figures)},
+		Tensors: []repairedJSON{}, Inputs: r.Hashes, Verified: r.verified, Summary: repairSummary{Tensors: x.r.Counts(), Pairs: len(figures)},
 	}
 	var bits, pairs, weights float64
 	for _, t := range figures {
@@ -449,7 +459,7 @@ func (x *repair) describe(r engine.Report) (*repairJSON, error) {
 }
 
 // printReport prints what the quantization and its adapter came to.
-func (x *repair) printReport(r engine.Report) error {
+func (x *repair) printReport(r written) error {
 	doc, err := x.describe(r)
 	if err != nil {
 		return err
@@ -473,6 +483,7 @@ func (x *repair) printReport(r engine.Report) error {
 	s := doc.Summary
 	a.note("%s, %s; relative error %.4f, with %d pairs %.4f; %.3f bits per weight, %.3f with them",
 		countList(s.Tensors), formatSize(doc.Bytes), s.Plain, s.Pairs, s.Error, s.Bits, s.WithPair)
+	a.noteVerified(doc.Verified)
 	return err
 }
 

@@ -24,7 +24,6 @@ import (
 	"github.com/loratool/loratool/internal/fsatomic"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/quant"
-	"github.com/loratool/loratool/verify"
 )
 
 // mergeFlags are the flags of merge.
@@ -141,6 +140,10 @@ that is not finite. Nothing is written then.
 --type stores the result in 4 or 8 bits, as quantize would, without writing it in 16
 bits first: what does not change of a base in the same format is copied as it is.
 
+--verify reads the output back before it appears: every changed number is computed again
+in float64, what is stored in codes is encoded again and must have the same bytes, and
+so must what is copied.
+
 A run that was killed leaves a partial output beside OUT; the same command with
 --resume goes on from it.
 
@@ -170,7 +173,7 @@ func (f *mergeFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.blockSize, "blocksize", 0, "of --type nf4 and fp4: elements of a block, `N` is 32, 64, ..., 4096 (default: as in a base of the type, or 64)")
 	fs.BoolVar(&f.mhaFormula, "mha-formula", false, "apply the change of an attention's out_proj once; PEFT trains with it applied twice")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
-	fs.BoolVar(&f.verify, "verify", false, "compute everything again in float64 and compare before the output appears")
+	verifyFlag(fs, &f.verify)
 	f.page.register(fs, &f.run.force)
 	f.run.register(fs)
 }
@@ -222,12 +225,9 @@ func (f *mergeFlags) checkEncoding() error {
 			return usagef("--%s: only --type nf4 and fp4 have it", name)
 		}
 	}
-	switch {
-	case f.kind != "" && f.trainBase != "":
+	if f.kind != "" && f.trainBase != "" {
 		return usageHint("loratool quantize BASE -o Q --type "+f.kind+"; loratool merge --base Q ... --type "+f.kind,
 			"--train-base and --type exclude each other: merge into the quantized base itself")
-	case f.kind != "" && f.verify:
-		return usagef("--verify: what is stored as %s is not compared with an exact merge; leave out --type, or --verify", f.kind)
 	}
 	return nil
 }
@@ -276,6 +276,9 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 		return err
 	}
 	budget.Peak += beside
+	if err := checkProof(m.Plan, nil, f.verify, engineOpts); err != nil {
+		return err
+	}
 	refusal := a.refusal(m.Layout, inputs, f.run.force)
 	if f.run.dryRun {
 		return a.printPlan(m.Plan, m.Layout, budget, refusal)
@@ -283,7 +286,7 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 	if refusal != nil {
 		return refusal
 	}
-	report, err := a.write(ctx, m, inputs, f, engineOpts)
+	report, err := a.writeMerged(ctx, m, inputs, f, engineOpts)
 	if err != nil {
 		return err
 	}
@@ -295,51 +298,23 @@ func (a *App) runMerge(ctx context.Context, f *mergeFlags) error {
 
 // mergeReport is what a merge found out.
 type mergeReport struct {
-	engine.Report
-	verified *verify.Result
-	trained  *trainBaseJSON
+	written
+	trained *trainBaseJSON
 }
 
-// write runs a planned merge and puts its output in place.
-func (a *App) write(ctx context.Context, m *merge.Merge, inputs *mergeInputs, f *mergeFlags, o engine.Options) (mergeReport, error) {
+// writeMerged runs a planned merge and puts its output in place.
+func (a *App) writeMerged(ctx context.Context, m *merge.Merge, inputs *mergeInputs, f *mergeFlags, o engine.Options) (mergeReport, error) {
 	// The collector keeps the garbage of side inputs within the budget too.
 	debug.SetMemoryLimit(o.Memory + o.Memory/4 + 32<<20)
 	sink, err := a.openSink(m.Layout, m.Plan, inputs.identity(f), &f.run, &o)
 	if err != nil {
 		return mergeReport{}, err
 	}
-	report, err := a.fill(ctx, m, sink, f.verify, o)
-	if err == nil {
-		err = inputs.checkUnchanged()
-	}
+	done, err := a.write(ctx, &writing{doing: "merging", plan: m.Plan, sources: sourcesOf(m.Inputs), sink: sink, options: o}, f.verify, inputs)
 	if err != nil {
-		if aerr := sink.Abort(); aerr != nil {
-			a.note("%v", aerr)
-		}
-		return report, err
+		return mergeReport{}, err
 	}
-	return report, a.commit(sink, m.SetHashes(report.Hashes))
-}
-
-// fill writes all tensors and checks them if asked to.
-func (a *App) fill(ctx context.Context, m *merge.Merge, sink *checkpoint.Sink, check bool, o engine.Options) (report mergeReport, err error) {
-	sources := make([]engine.Source, len(m.Inputs))
-	for i, in := range m.Inputs {
-		sources[i] = in
-	}
-	progress := a.newProgress("merging")
-	o.Progress = progress
-	report.Report, err = engine.Run(ctx, m.Plan, sources, oneSink{sink}, o)
-	progress.Finish()
-	if err != nil || !check {
-		return report, err
-	}
-	progress = a.newProgress("verifying")
-	o.Progress = progress
-	result, err := verify.Written(ctx, m.Plan, sources, sink, o)
-	progress.Finish()
-	report.verified = &result
-	return report, err
+	return mergeReport{written: done}, a.commit(sink, m.SetHashes(done.Hashes))
 }
 
 // commit puts the output in place. An old output that could not be removed

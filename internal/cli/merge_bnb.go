@@ -56,7 +56,7 @@ func (a *App) runMergeBNB(ctx context.Context, f *mergeFlags, inputs *mergeInput
 	}
 	q.Plan.Inputs, q.Plan.Decisions = m.Plan.Inputs, append(m.Plan.Decisions, q.Plan.Decisions...)
 	return a.runEncoded(ctx, &encodedMerge{
-		changes: m.Plan, merged: merged, plan: q.Plan, layout: q.Layout, source: q.View, memory: q.View.Memory(o.Jobs),
+		changes: m.Plan, views: []*engine.View{merged}, reports: merged.Reports, plan: q.Plan, layout: q.Layout, source: q.View, memory: q.View.Memory(o.Jobs),
 		counts: q.Counts(), key: inputs.identity(f),
 		losses:   func() map[string]encodingLoss { return bnbLosses(q) },
 		metadata: m.SetHashes,

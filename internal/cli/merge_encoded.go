@@ -16,9 +16,8 @@ import (
 // encodedMerge is a merge whose output is stored in codes: what it changes is computed
 // by one plan, read by a view that encodes it, and copied from there by another.
 type encodedMerge struct {
-	changes *plan.Plan   // makes the numbers
-	merged  *engine.View // of them
-	within  int64        // memory of what merged reads from, if that is computed too
+	changes *plan.Plan     // makes the numbers
+	views   []*engine.View // of them: one, or what reads from the one before
 	reports func() []engine.TensorReport
 	plan    *plan.Plan // copies what is stored
 	layout  *checkpoint.Layout
@@ -62,13 +61,19 @@ func sourcesOf(in []checkpoint.Checkpoint) []engine.Source {
 
 // runEncoded runs a planned merge, or prints it.
 func (a *App) runEncoded(ctx context.Context, e *encodedMerge, inputs *mergeInputs, f *mergeFlags, o engine.Options) error {
-	beside := e.merged.Memory() + e.within + e.memory
+	beside := e.memory
+	for _, v := range e.views {
+		beside += v.Memory()
+	}
 	o.Memory = max(o.Memory-beside, 1)
 	budget, err := engine.Budget(e.plan, o)
 	if err != nil {
 		return err
 	}
 	budget.Peak += beside
+	if err := checkProof(e.plan, e.views, f.verify, o); err != nil {
+		return err
+	}
 	refusal := a.refusal(e.layout, inputs, f.run.force)
 	if f.run.dryRun {
 		return a.printEncodedPlan(e, budget, refusal)
@@ -84,24 +89,19 @@ func (a *App) runEncoded(ctx context.Context, e *encodedMerge, inputs *mergeInpu
 }
 
 // writeEncoded runs the plan and puts its output in place.
-func (a *App) writeEncoded(ctx context.Context, e *encodedMerge, inputs *mergeInputs, f *mergeFlags, o engine.Options, beside int64) (engine.Report, error) {
+func (a *App) writeEncoded(ctx context.Context, e *encodedMerge, inputs *mergeInputs, f *mergeFlags, o engine.Options, beside int64) (written, error) {
 	// The collector keeps the garbage of readers within the budget too.
 	debug.SetMemoryLimit(o.Memory + beside + (o.Memory+beside)/4 + 32<<20)
 	sink, err := a.openSink(e.layout, e.plan, e.key, &f.run, &o)
 	if err != nil {
-		return engine.Report{}, err
+		return written{}, err
 	}
-	progress := a.newProgress("merging")
-	o.Progress = progress
-	report, err := engine.Run(ctx, e.plan, []engine.Source{e.source}, oneSink{sink}, o)
-	progress.Finish()
-	if err == nil {
-		err = inputs.checkUnchanged()
-	}
+	w := &writing{doing: "merging", plan: e.plan, sources: []engine.Source{e.source}, sink: sink, options: o, views: e.views}
+	done, err := a.write(ctx, w, f.verify, inputs)
 	if err != nil {
-		return report, abort(sink, err)
+		return done, err
 	}
-	return report, a.commit(sink, e.metadata(report.Hashes))
+	return done, a.commit(sink, e.metadata(done.Hashes))
 }
 
 // printEncodedPlan prints what --dry-run asks for.
@@ -120,19 +120,16 @@ func (a *App) printEncodedPlan(e *encodedMerge, b engine.Allotment, refusal erro
 
 // printEncodedReport prints what the merge did. Of a change that is stored in codes is
 // said how far they are off, which bounds what is lost of it.
-func (a *App) printEncodedReport(e *encodedMerge, r engine.Report, f *mergeFlags) error {
+func (a *App) printEncodedReport(e *encodedMerge, r written, f *mergeFlags) error {
 	doc := mergeJSON{
 		Schema: "loratool.merge/v1", Output: e.layout.Path, Bytes: e.layout.Size(), Decisions: decisionsOf(e.plan),
 		Tensors: []reportJSON{}, Inputs: r.Hashes, Summary: summaryJSON{Tensors: len(e.plan.Steps), Steps: e.counts, Low: []string{}},
+		Verified: r.verified,
 	}
 	losses := e.losses()
 	var change, lost float64
 	survival := 0.0
-	reports := e.merged.Reports
-	if e.reports != nil {
-		reports = e.reports
-	}
-	for _, t := range reports() {
+	for _, t := range e.reports() {
 		if loss, ok := losses[t.Tensor]; ok {
 			t.DType, t.RoundingNorm, t.Survival = loss.kind, loss.norm, math.NaN()
 		}
@@ -160,6 +157,7 @@ func (a *App) printEncodedReport(e *encodedMerge, r engine.Report, f *mergeFlags
 	a.note("%d tensors (%s), %s; the change has norm %.4g, and what storing it adds %.4g: %s of it",
 		doc.Summary.Tensors, countList(doc.Summary.Steps), formatSize(doc.Bytes), doc.Summary.DeltaNorm,
 		math.Sqrt(lost), ratio(number(math.Sqrt(lost)), doc.Summary.DeltaNorm))
+	a.noteVerified(doc.Verified)
 	n := 0
 	for i := range e.changes.Steps {
 		if e.changes.Steps[i].Judge {

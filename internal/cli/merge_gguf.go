@@ -21,7 +21,7 @@ import (
 // The flags of merge that mean nothing for GGUF files, and those that only adapters of PEFT
 // need.
 var (
-	notForGGUF = []string{"dtype", "init-adapter", "train-base", "no-provenance", "verify"}
+	notForGGUF = []string{"dtype", "init-adapter", "train-base", "no-provenance"}
 	onlyPEFT   = []string{"moe-b-layout", "mha-formula"}
 )
 
@@ -57,7 +57,7 @@ func (f *mergeFlags) ggufOptions(set *pflag.FlagSet, in *mergeInputs) (quant.GGU
 type ggufChanges struct {
 	plan    *plan.Plan
 	view    *engine.View
-	within  int64 // memory that the view reads from
+	within  []*engine.View // that the view reads from
 	reports func() []engine.TensorReport
 }
 
@@ -88,7 +88,7 @@ func (a *App) runMergeGGUF(ctx context.Context, f *mergeFlags, inputs *mergeInpu
 	}
 	q.Plan.Inputs, q.Plan.Decisions = c.plan.Inputs, append(c.plan.Decisions, q.Plan.Decisions...)
 	return a.runEncoded(ctx, &encodedMerge{
-		changes: c.plan, merged: c.view, within: c.within, reports: c.reports,
+		changes: c.plan, views: append(c.within, c.view), reports: c.reports,
 		plan: q.Plan, layout: q.Layout, source: q.View, memory: q.View.Memory(o.Jobs),
 		counts: countsOf(q, c.view.Specs()), key: inputs.identity(f, identity),
 		losses:   func() map[string]encodingLoss { return ggufLosses(q) },
@@ -167,7 +167,7 @@ func peftInGGUF(inputs *mergeInputs, f *mergeFlags, o engine.Options) (*ggufChan
 	if err != nil {
 		return nil, err
 	}
-	return &ggufChanges{plan: m.Plan, view: view, within: merged.Memory(), reports: func() []engine.TensorReport {
+	return &ggufChanges{plan: m.Plan, view: view, within: []*engine.View{merged}, reports: func() []engine.TensorReport {
 		return underStored(merged.Reports(), seen)
 	}}, nil
 }

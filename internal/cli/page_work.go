@@ -32,7 +32,7 @@ func mergePage(doc *mergeJSON) *report.Page {
 		p.Findings = append(p.Findings, f)
 	}
 	if v := doc.Verified; v != nil {
-		p.Facts = append(p.Facts, fact("verified tensors", "%d", v.Copied+v.Computed), fact("nearest values", "%s", percent(number(v.Nearest)/number(max(v.Values, 1)))))
+		p.Facts = append(p.Facts, fact("verified tensors", "%d", v.tensors()), fact("nearest values", "%s", percent(number(v.Nearest)/number(max(v.Values, 1)))))
 	}
 	addChangesOfMerge(p, doc.Tensors)
 	return p

@@ -35,6 +35,7 @@ type quantizeFlags struct {
 	noProvenance bool
 	adapters     []string
 	name, pre    string
+	verify       bool
 	loftq        loftqFlags
 	gguf         ggufFlags
 	run          runFlags
@@ -91,6 +92,9 @@ Types for --loftq alone are nf2, nf3, uniform2, uniform3 and uniform4 of the Lof
 paper; no library stores them, so their values are written as plain numbers of the
 type that the weights had. --bits gives layers widths of their own, likewise.
 
+--verify reads the output back before it appears, and encodes everything again: all of
+its bytes must be the same.
+
 Weights that are not finite, not floating-point or quantized already are errors.
 Nothing is written then. A run that was killed leaves a partial output beside OUT;
 the same command with --resume goes on from it.
@@ -132,6 +136,7 @@ func (f *quantizeFlags) register(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.adapters, "adapter", nil, "GGUF of a folder: `ADAPTER` to merge first, or ADAPTER@WEIGHT; may be repeated")
 	fs.StringVar(&f.name, "name", "", "GGUF of a folder: `NAME` of the model in the file (default: that of the folder)")
 	fs.StringVar(&f.pre, "pre", "", "GGUF of a folder: pre-tokenizer by llama.cpp's `NAME` (default: by the expressions in tokenizer.json)")
+	verifyFlag(fs, &f.verify)
 	f.loftq.register(fs)
 	f.gguf.register(fs)
 	f.page.register(fs, &f.run.force)
@@ -262,28 +267,19 @@ func asUsage(err error) error {
 }
 
 // writeQuantized runs the plan and puts its output in place.
-func (a *App) writeQuantized(ctx context.Context, q *quant.Quantization, inputs *mergeInputs, f *quantizeFlags, o engine.Options) (engine.Report, error) {
+func (a *App) writeQuantized(ctx context.Context, q *quant.Quantization, inputs *mergeInputs, f *quantizeFlags, o engine.Options) (written, error) {
 	// The collector keeps the garbage of readers within the budget too.
 	debug.SetMemoryLimit(o.Memory + q.View.Memory(o.Jobs) + o.Memory/4 + 32<<20)
 	opts, _ := f.options() // were checked
 	sink, err := a.openSink(q.Layout, q.Plan, identityOf("quantize", opts, inputs.models), &f.run, &o)
 	if err != nil {
-		return engine.Report{}, err
+		return written{}, err
 	}
-	progress := a.newProgress("quantizing")
-	o.Progress = progress
-	report, err := engine.Run(ctx, q.Plan, []engine.Source{q.View}, oneSink{sink}, o)
-	progress.Finish()
-	if err == nil {
-		err = inputs.checkUnchanged()
-	}
+	done, err := a.write(ctx, &writing{doing: "quantizing", plan: q.Plan, sources: []engine.Source{q.View}, sink: sink, options: o}, f.verify, inputs)
 	if err != nil {
-		if aerr := sink.Abort(); aerr != nil {
-			a.note("%v", aerr)
-		}
-		return report, err
+		return done, err
 	}
-	return report, a.commit(sink, q.SetHashes(report.Hashes))
+	return done, a.commit(sink, q.SetHashes(done.Hashes))
 }
 
 // describeQuantization is the published form of a plan. Its steps are counted by what
@@ -332,6 +328,7 @@ type (
 		Tensors   []quantizedJSON   `json:"tensors"`
 		Summary   quantizeSummary   `json:"summary"`
 		Inputs    map[string]string `json:"sha256"`
+		Verified  *verifiedJSON     `json:"verified,omitempty"`
 	}
 	quantizeSummary struct {
 		Tensors map[string]int `json:"tensors"`
@@ -341,10 +338,10 @@ type (
 )
 
 // printQuantizeReport prints what a quantization did.
-func (a *App) printQuantizeReport(q *quant.Quantization, r engine.Report, f *quantizeFlags) error {
+func (a *App) printQuantizeReport(q *quant.Quantization, r written, f *quantizeFlags) error {
 	doc := quantizeJSON{
 		Schema: "loratool.quantize/v1", Output: q.Layout.Path, Bytes: q.Layout.Size(), Decisions: decisionsOf(q.Plan),
-		Tensors: []quantizedJSON{}, Inputs: r.Hashes, Summary: quantizeSummary{Tensors: q.Counts()},
+		Tensors: []quantizedJSON{}, Inputs: r.Hashes, Summary: quantizeSummary{Tensors: q.Counts()}, Verified: r.verified,
 	}
 	var norm, off, bits, weights float64
 	for _, t := range q.View.Figures() {
@@ -379,6 +376,7 @@ func (a *App) printQuantizeReport(q *quant.Quantization, r engine.Report, f *qua
 		a.note("%s%s", d.Message, tensorList(d.Tensors))
 	}
 	a.note("%s, %s; relative error %.4f, %.3f bits per weight", countList(doc.Summary.Tensors), formatSize(doc.Bytes), doc.Summary.Error, doc.Summary.Bits)
+	a.noteVerified(doc.Verified)
 	if n := len(q.Targets()); len(doc.Tensors) < n {
 		a.note("the figures are those of %d of %d tensors: the others were complete before", len(doc.Tensors), n)
 	}

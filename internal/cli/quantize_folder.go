@@ -24,6 +24,7 @@ type folderAsFile struct {
 	inputs    []plan.Input
 	decisions []plan.Decision
 	memory    int64 // that computing it holds
+	views     []*engine.View
 }
 
 // checkFolderFlags refuses what is for one kind of input only.
@@ -101,7 +102,7 @@ func seeFolderAsFile(in *mergeInputs, f *quantizeFlags, o engine.Options) (*fold
 	if done.file, err = in.base.AsGGUF(c.Layout.Files[0].GGUF(), view); err != nil {
 		return nil, err
 	}
-	done.memory += view.Memory()
+	done.memory, done.views = done.memory+view.Memory(), append(done.views, view)
 	if done.inputs == nil {
 		done.inputs = c.Plan.Inputs
 	}
@@ -124,6 +125,7 @@ func (s *folderAsFile) seeMerge(in *mergeInputs, o engine.Options) (*checkpoint.
 		return nil, err
 	}
 	s.inputs, s.decisions, s.memory = m.Plan.Inputs, m.Plan.Decisions, view.Memory()
+	s.views = []*engine.View{view}
 	model := in.base.As(view)
 	model.Config, err = strictjson.ParsePythonObject(m.Config.Encode())
 	return model, err

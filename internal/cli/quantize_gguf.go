@@ -251,7 +251,7 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 	}
 	opts.Matrix, opts.MatrixIdentity = matrix, identity
 	if opts.LoftQ != nil {
-		return a.runGGUFLoftQ(ctx, f, opts, inputs, engineOpts)
+		return a.runGGUFLoftQ(ctx, f, opts, seen, inputs, engineOpts)
 	}
 	q, err := quant.PlanGGUF(inputs.base, opts)
 	if err != nil {
@@ -262,6 +262,9 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 	}
 	seen.explain(q.Plan)
 	engineOpts.Memory = max(engineOpts.Memory-q.View.Memory(engineOpts.Jobs), 1)
+	if err := checkProof(q.Plan, seen.views, f.verify, engineOpts); err != nil {
+		return err
+	}
 	budget, err := engine.Budget(q.Plan, engineOpts)
 	if err != nil {
 		return err
@@ -275,34 +278,26 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 		return refusal
 	}
 	key := identityOf("quantize", []any{f.kind, f.gguf, f.requantize, f.shardSize, f.output, f.adapters, f.name, f.pre, identity}, inputs.models)
-	if err := a.writeGGUF(ctx, q, inputs, f, key, engineOpts); err != nil {
+	report, err := a.writeGGUF(ctx, q, seen, inputs, f, key, engineOpts)
+	if err != nil {
 		return err
 	}
-	return a.printGGUFReport(q, f)
+	return a.printGGUFReport(q, report, f)
 }
 
 // writeGGUF runs the plan and puts its output in place.
-func (a *App) writeGGUF(ctx context.Context, q *quant.GGUF, inputs *mergeInputs, f *quantizeFlags, key string, o engine.Options) error {
+func (a *App) writeGGUF(ctx context.Context, q *quant.GGUF, seen *folderAsFile, inputs *mergeInputs, f *quantizeFlags, key string, o engine.Options) (written, error) {
 	// The collector keeps the garbage of readers within the budget too.
 	debug.SetMemoryLimit(o.Memory + q.View.Memory(o.Jobs) + o.Memory/4 + 32<<20)
 	sink, err := a.openSink(q.Layout, q.Plan, key, &f.run, &o)
 	if err != nil {
-		return err
+		return written{}, err
 	}
-	progress := a.newProgress("quantizing")
-	o.Progress = progress
-	_, err = engine.Run(ctx, q.Plan, []engine.Source{q.View}, oneSink{sink}, o)
-	progress.Finish()
-	if err == nil {
-		err = inputs.checkUnchanged()
-	}
+	done, err := a.write(ctx, &writing{doing: "quantizing", plan: q.Plan, sources: []engine.Source{q.View}, sink: sink, options: o, views: seen.views}, f.verify, inputs)
 	if err != nil {
-		if aerr := sink.Abort(); aerr != nil {
-			a.note("%v", aerr)
-		}
-		return err
+		return done, err
 	}
-	return a.commit(sink, nil)
+	return done, a.commit(sink, nil)
 }
 
 type (
@@ -334,6 +329,7 @@ type (
 		Tensors   []ggufTensorJSON  `json:"tensors"`
 		Summary   quantizeSummary   `json:"summary"`
 		Inputs    map[string]string `json:"sha256"`
+		Verified  *verifiedJSON     `json:"verified,omitempty"`
 	}
 )
 
@@ -376,10 +372,10 @@ func (a *App) printGGUFPlan(q *quant.GGUF, b engine.Allotment, refusal error, mo
 }
 
 // printGGUFReport prints what a quantization did.
-func (a *App) printGGUFReport(q *quant.GGUF, f *quantizeFlags) error {
+func (a *App) printGGUFReport(q *quant.GGUF, r written, f *quantizeFlags) error {
 	doc := ggufQuantizeJSON{
 		Schema: "loratool.quantize/v1", Output: q.Layout.Path, Bytes: q.Layout.Size(), Decisions: decisionsOf(q.Plan),
-		Tensors: []ggufTensorJSON{}, Inputs: map[string]string{}, Summary: quantizeSummary{Tensors: q.Counts()},
+		Tensors: []ggufTensorJSON{}, Inputs: map[string]string{}, Summary: quantizeSummary{Tensors: q.Counts()}, Verified: r.verified,
 	}
 	var norm, off float64
 	for _, t := range q.View.Figures() {
@@ -412,6 +408,7 @@ func (a *App) printGGUFReport(q *quant.GGUF, f *quantizeFlags) error {
 		a.note("%s%s", d.Message, tensorList(d.Tensors))
 	}
 	a.note("%s, %s; relative error %.4f, %.3f bits per weight", countList(doc.Summary.Tensors), formatSize(doc.Bytes), doc.Summary.Error, doc.Summary.Bits)
+	a.noteVerified(doc.Verified)
 	if n := len(q.Mix.Decisions) - doc.Summary.Tensors["copy"]; len(doc.Tensors) < n {
 		a.note("the figures are those of %d of %d tensors: the others were complete before", len(doc.Tensors), n)
 	}

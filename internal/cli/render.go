@@ -294,12 +294,6 @@ type (
 		Verified  *verifiedJSON     `json:"verified,omitempty"`
 		TrainBase *trainBaseJSON    `json:"train_base,omitempty"`
 	}
-	verifiedJSON struct {
-		Copied   int   `json:"copied_tensors"`
-		Computed int   `json:"computed_tensors"`
-		Values   int64 `json:"computed_values"`
-		Nearest  int64 `json:"nearest_values"`
-	}
 )
 
 // printReport prints what a merge did.
@@ -307,13 +301,10 @@ func (a *App) printReport(m *merge.Merge, r mergeReport, f *mergeFlags) error {
 	doc := mergeJSON{
 		Schema: "loratool.merge/v1", Output: m.Layout.Path, Bytes: m.Layout.Size(),
 		Decisions: decisionsOf(m.Plan), Tensors: []reportJSON{}, Inputs: r.Hashes,
-		Summary: summarize(m.Plan, r.Report), TrainBase: r.trained,
+		Summary: summarize(m.Plan, r.Report), Verified: r.verified, TrainBase: r.trained,
 	}
 	for _, t := range r.Tensors {
 		doc.Tensors = append(doc.Tensors, reportOf(t))
-	}
-	if v := r.verified; v != nil {
-		doc.Verified = &verifiedJSON{v.Copied, v.Computed, v.Values, v.Nearest}
 	}
 	err := f.page.write(a, func() *report.Page { return mergePage(&doc) })
 	if a.json {
@@ -358,19 +349,11 @@ func (a *App) printSummary(doc mergeJSON) {
 	if t := doc.TrainBase; t != nil {
 		t.print(a)
 	}
-	if v := doc.Verified; v != nil {
-		a.noteVerified(v)
-	}
+	a.noteVerified(doc.Verified)
 	if low := doc.Summary.Low; len(low) > 0 {
 		a.note("warning: less than %s of the change survived in %d tensors%s", percent(survivalWarning), len(low), tensorList(low))
 		a.say(advice, "hint:", "--dtype f32 keeps it all; the adapter's change is small against the steps of the output type")
 	}
-}
-
-// noteVerified says what --verify has found.
-func (a *App) noteVerified(v *verifiedJSON) {
-	a.note("verified: %d tensors are the input's bytes; %d computed again in float64: %s of their values are the nearest the type has, the rest within a float32 sum of it",
-		v.Copied, v.Computed, percent(number(v.Nearest)/number(max(v.Values, 1))))
 }
 
 // summarize adds the report up over the model.

@@ -25,6 +25,7 @@ type resizeFlags struct {
 	alpha                 float64
 	dtype                 string
 	plain, noProvenance   bool
+	verify                bool
 	run                   runFlags
 }
 
@@ -57,6 +58,9 @@ What other adapters do depends on the weights of the base (DoRA, LoHa, IA3 and
 others): --base makes the difference of the weights first, in a work folder beside the
 output, and decomposes that, as extract does.
 
+--verify reads the adapter back before it appears and compares it, number by number,
+with the factors as they were found.
+
 Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
 ('loratool help exit-codes').`,
 		Args: oneArg("adapter"),
@@ -87,6 +91,7 @@ func (f *resizeFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.dtype, "dtype", "", "`TYPE` of factors: f32, f16, bf16 or f64 (default f32)")
 	fs.BoolVar(&f.plain, "plain", false, "one rank and scale for all modules, and nothing but pairs of linear layers")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
+	verifyFlag(fs, &f.verify)
 	f.run.register(fs)
 }
 
@@ -128,7 +133,7 @@ func (a *App) runResize(ctx context.Context, f *resizeFlags) error {
 		return err
 	}
 	// What remains is as in extract, once there is a plan.
-	r := &extraction{a: a, f: &extractFlags{output: f.output, rule: f.rule, run: f.run}, opts: opts, in: new(mergeInputs)}
+	r := &extraction{a: a, f: &extractFlags{output: f.output, rule: f.rule, verify: f.verify, run: f.run}, opts: opts, in: new(mergeInputs)}
 	defer r.in.close()
 	if r.engine, err = f.run.engineOptions(a); err != nil {
 		return err
@@ -204,6 +209,9 @@ func (r *extraction) resize(ctx context.Context, resize *extract.Resize) error {
 	if refusal != nil {
 		return refusal
 	}
+	if err := checkProof(x.Plan, nil, r.f.verify, r.engine); err != nil {
+		return err
+	}
 	r.a.noteLeftovers(x.Layout.Path)
 	report, err := r.write(ctx, x, r.f.run.fs(r.a))
 	if err != nil {
@@ -250,17 +258,10 @@ func (r *extraction) mergeInto(ctx context.Context, m *merge.Merge, fsys fsatomi
 	if err != nil {
 		return err
 	}
-	sources := make([]engine.Source, len(m.Inputs))
-	for i, in := range m.Inputs {
-		sources[i] = in
-	}
-	progress := r.a.newProgress("merging")
-	o := r.engine
-	o.Progress = progress
-	report, err := engine.Run(ctx, m.Plan, sources, oneSink{sink}, o)
-	progress.Finish()
+	w := &writing{doing: "merging", plan: m.Plan, sources: sourcesOf(m.Inputs), sink: sink, options: r.engine}
+	done, err := r.a.write(ctx, w, r.f.verify, r.in)
 	if err != nil {
-		return errors.Join(err, sink.Abort())
+		return err
 	}
-	return r.a.commit(sink, m.SetHashes(report.Hashes))
+	return r.a.commit(sink, m.SetHashes(done.Hashes))
 }

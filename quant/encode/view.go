@@ -144,6 +144,12 @@ func (t *target) checkSource() error {
 // describes them.
 func (v *View) Specs() []tensor.Spec { return v.specs }
 
+// Encodes reports whether the bytes of a tensor are made here, and not the source's.
+func (v *View) Encodes(name string) bool {
+	t, ok := v.targets[name]
+	return ok && t.decode != nil
+}
+
 // Open returns the bytes of a tensor.
 func (v *View) Open(name string) (io.ReaderAt, error) {
 	t, ok := v.targets[name]

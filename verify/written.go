@@ -71,50 +71,82 @@ func (e *CopyError) Error() string {
 //
 // with x in float64, ops the number of float32 operations that went into y, and
 // the maximum over its band: one rounding to the stored type after a float32
-// sum. For F64 outputs the second term has 2^-53.
+// sum. For F64 outputs the second term has 2^-53. Of the options neither what is done
+// nor who is told of it counts: what an earlier run wrote is compared too.
 func Written(ctx context.Context, p *plan.Plan, in []engine.Source, out Output, o engine.Options) (Result, error) {
-	exact := new(plan.Plan) // without inputs: nothing is hashed again
-	c := &comparer{out: out, steps: make(map[string]*plan.Step)}
+	exact := Again(p)
+	c := &comparer{out: out, steps: p.Steps}
 	for i := range p.Steps {
-		s := p.Steps[i]
-		c.steps[s.Write.Tensor] = &p.Steps[i]
-		if s.Copies() {
+		if p.Steps[i].Copies() {
 			c.result.Copied++
 		} else {
 			c.result.Computed++
-			s.Write.DType = tensor.F64
 		}
-		exact.Steps = append(exact.Steps, s)
 	}
+	o.Done, o.Finished = nil, nil
 	_, err := engine.Run(ctx, exact, in, c, o)
 	return c.result, err
+}
+
+// View proves what a view of a plan computes, as [Written] does with what was written:
+// the second half of a proof that an output is right whose bytes are made from the view,
+// and not by the plan itself. What the plan copies is left out, as it is the source's
+// whoever reads it.
+func View(ctx context.Context, v *engine.View, o engine.Options) (Result, error) {
+	p, in := v.Computes()
+	return Written(ctx, p, in, v, o)
+}
+
+// Again is the plan that computes another one's values in float64, for the memory that
+// takes. It has no inputs, so that nothing is hashed again, and the output of a step is
+// its index.
+func Again(p *plan.Plan) *plan.Plan {
+	exact := &plan.Plan{Steps: make([]plan.Step, len(p.Steps))}
+	for i, s := range p.Steps {
+		if !s.Copies() {
+			s.Write.DType = tensor.F64
+		}
+		s.Write.Output = i
+		exact.Steps[i] = s
+	}
+	return exact
 }
 
 // comparer is a sink that compares instead of writing.
 type comparer struct {
 	out    Output
-	steps  map[string]*plan.Step
+	steps  []plan.Step
 	mu     sync.Mutex
 	result Result
 }
 
-func (c *comparer) WriteAt(_ int, name string, p []byte, off int64) error {
-	s := c.steps[name]
+func (c *comparer) WriteAt(step int, name string, p []byte, off int64) error {
+	s := &c.steps[step]
 	src, err := c.out.Open(name)
 	if err != nil {
 		return err
 	}
 	if s.Copies() {
-		stored := make([]byte, len(p))
-		if _, err := src.ReadAt(stored, off); err != nil && err != io.EOF {
-			return fmt.Errorf("reading %q back: %w", name, err)
-		}
-		if !bytes.Equal(stored, p) {
-			return &CopyError{name, off}
-		}
-		return nil
+		return sameBytes(name, src, p, off)
 	}
 	return c.compare(s, src, p, off)
+}
+
+// sameBytes compares what is stored at an offset with what was to be copied there.
+func sameBytes(name string, src io.ReaderAt, p []byte, off int64) error {
+	stored := make([]byte, len(p))
+	if err := readFull(src, stored, off); err != nil {
+		return fmt.Errorf("reading %q back: %w", name, err)
+	}
+	if bytes.Equal(stored, p) {
+		return nil
+	}
+	for i, b := range p {
+		if stored[i] != b {
+			return &CopyError{name, off + int64(i)}
+		}
+	}
+	return nil
 }
 
 // compare checks a band of float64 values at a byte offset of a float64 tensor
@@ -128,7 +160,7 @@ func (c *comparer) compare(s *plan.Step, src io.ReaderAt, p []byte, off int64) e
 	codec, _ := block.For(s.Write.DType)
 	size := s.Write.DType.Bits() / 8
 	raw := make([]byte, int64(n)*size)
-	if _, err := src.ReadAt(raw, first*size); err != nil && err != io.EOF {
+	if err := readFull(src, raw, first*size); err != nil {
 		return fmt.Errorf("reading %q back: %w", s.Write.Tensor, err)
 	}
 	codec.Decode64(stored, raw)
