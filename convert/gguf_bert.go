@@ -165,6 +165,9 @@ func (g *ggufPlanner) wordPieces(fast *tokenizer.Fast, config *strictjson.Object
 	}
 	v := &vocabulary{kind: "bert", pre: g.options.PreTokenizer, segments: uint32(segments)}
 	if v.pre == "" {
+		v.pre, _ = fingerprintPre(fast, config)
+	}
+	if v.pre == "" {
 		v.pre = defaultWordPre
 	}
 	if err := g.indexTokens(v, fast, config); err != nil {

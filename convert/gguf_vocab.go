@@ -297,7 +297,7 @@ func (g *ggufPlanner) bytePairs(fast *tokenizer.Fast, config *strictjson.Object)
 		return g.inFile(fastFile, fmt.Errorf("the model is %q; BPE can be converted", fast.Model))
 	}
 	v := &vocabulary{kind: "gpt2", pre: g.options.PreTokenizer}
-	if err := g.preTokenizer(v, fast); err != nil {
+	if err := g.preTokenizer(v, fast, config); err != nil {
 		return err
 	}
 	if err := g.indexTokens(v, fast, config); err != nil {
@@ -349,26 +349,6 @@ func (g *ggufPlanner) indexTokens(v *vocabulary, fast *tokenizer.Fast, config *s
 		}
 		v.tokens, v.types = append(v.tokens, token), append(v.types, kind)
 	}
-	return nil
-}
-
-// preTokenizer settles how text is split before the merges.
-func (g *ggufPlanner) preTokenizer(v *vocabulary, fast *tokenizer.Fast) error {
-	found, err := fast.Pre()
-	_, unknown := errors.AsType[*tokenizer.UnknownPreError](err)
-	switch {
-	case err != nil && !unknown:
-		return g.inFile(fastFile, err)
-	case v.pre != "":
-		if v.pre != found {
-			g.decide("pre-tokenizer", fmt.Sprintf("the pre-tokenizer is %s, as asked for", v.pre))
-		}
-		return nil
-	case unknown:
-		return g.inFile(fastFile, fmt.Errorf("%w; --pre NAME says which to take (known by their expressions: %s)", err, strings.Join(tokenizer.PreNames(), ", ")))
-	}
-	v.pre = found
-	g.decide("pre-tokenizer", fmt.Sprintf("the pre-tokenizer is %s, by the regular expressions in %s", v.pre, fastFile))
 	return nil
 }
 

@@ -15,11 +15,11 @@ type decoder func(tokens []string) ([]string, error)
 func (e *Encoder) Decode(ids []int, special bool) (string, error) {
 	var tokens []string
 	for _, id := range ids {
-		text, ok := e.texts[id]
+		text, ok := e.Token(id)
 		if !ok {
 			return "", fmt.Errorf("no token has the id %d", id)
 		}
-		if special || !e.special[id] {
+		if special || !e.added[int64(id)].Special {
 			tokens = append(tokens, text)
 		}
 	}

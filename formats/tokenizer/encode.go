@@ -29,8 +29,8 @@ type Encoder struct {
 	split       splitter
 	model       model
 	around      *template
-	texts       map[int]string // tokens by id
-	special     map[int]bool
+	vocab       map[int64]string     // tokens of the model by id
+	added       map[int64]AddedToken // with their texts normalized, as they are found
 	decode      decoder
 }
 
@@ -151,9 +151,13 @@ func (e *Encoder) pieces(text string) ([]piece, error) {
 	return all, nil
 }
 
-// Token returns the text of a token as the vocabulary has it.
+// Token returns the text of a token as the vocabulary has it; an added one's as it is found
+// in a text.
 func (e *Encoder) Token(id int) (string, bool) {
-	text, ok := e.texts[id]
+	if t, ok := e.added[int64(id)]; ok {
+		return t.Content, true
+	}
+	text, ok := e.vocab[int64(id)]
 	return text, ok
 }
 

@@ -62,7 +62,7 @@ func (t *trie) prefixes(text string, found func(end, value int)) {
 // whatever the file says: files where the two differ are refused.
 func (e *Encoder) readAdded(f *Fast, vocab map[string]int) error {
 	e.raw, e.normal = &tokenFinder{root: newTrie()}, &tokenFinder{root: newTrie()}
-	e.special = make(map[int]bool)
+	e.added = make(map[int64]AddedToken)
 	for _, t := range f.Added {
 		if t.Content == "" {
 			continue // the library passes over it
@@ -70,7 +70,7 @@ func (e *Encoder) readAdded(f *Fast, vocab map[string]int) error {
 		if id, ok := vocab[t.Content]; ok && int64(id) != t.ID {
 			return fmt.Errorf("added_tokens: %q has the id %d, and %d in the vocabulary", t.Content, t.ID, id)
 		}
-		if other, ok := e.texts[int(t.ID)]; ok && vocab[other] == int(t.ID) && other != t.Content {
+		if other, ok := e.vocab[t.ID]; ok && other != t.Content {
 			return fmt.Errorf("added_tokens: the id %d is that of %q and of %q", t.ID, other, t.Content)
 		}
 		content, finder := t.Content, e.raw
@@ -84,7 +84,7 @@ func (e *Encoder) readAdded(f *Fast, vocab map[string]int) error {
 				content = p.text
 			}
 		}
-		e.texts[int(t.ID)], e.special[int(t.ID)] = content, t.Special
+		e.added[t.ID] = AddedToken{ID: t.ID, Content: content, Special: t.Special}
 		if content != "" {
 			finder.root.add(content, len(finder.tokens))
 		}

@@ -21,10 +21,15 @@ func (e *Encoder) readModel(f *Fast) (map[string]int, error) {
 	}
 	c := &config{object: o, part: "model"}
 	vocab := make(map[string]int, len(f.Vocab))
-	e.texts = make(map[int]string, len(f.Vocab))
-	keep := func(id int, text string) { vocab[text], e.texts[id] = id, text }
+	e.vocab = f.Vocab
+	if len(f.Vocab) == 0 { // a model whose vocabulary ParseFast does not read
+		e.vocab = make(map[int64]string)
+	}
 	for id, text := range f.Vocab {
-		keep(int(id), text)
+		vocab[text] = int(id)
+	}
+	keep := func(id int, text string) {
+		vocab[text], e.vocab[int64(id)] = id, text
 	}
 	switch f.Model {
 	case "BPE":
@@ -63,7 +68,7 @@ func readWords(o *strictjson.Object, keep func(int, string)) error {
 // others.
 type bpe struct {
 	vocab          map[string]int
-	ranks          map[[2]string]int
+	ranks          map[[2]int32]int32 // of pairs of ids
 	unknown        string
 	prefix, suffix string // of what continues a word, of what ends it
 	fuse           bool   // unknown characters in a row are one token
@@ -77,7 +82,7 @@ func newBPE(c *config, f *Fast, vocab map[string]int) (*bpe, error) {
 	if dropout := setting(c, "dropout", 0, (*strictjson.Object).OptFloat); dropout != 0 {
 		return nil, c.unsupported("a dropout of %v: what is encoded depends on chance", dropout)
 	}
-	m.ranks = make(map[[2]string]int, len(f.Merges))
+	m.ranks = make(map[[2]int32]int32, len(f.Merges))
 	for rank, pair := range f.Merges {
 		right, ok := strings.CutPrefix(pair[1], m.prefix)
 		if !ok {
@@ -88,7 +93,7 @@ func newBPE(c *config, f *Fast, vocab map[string]int) (*bpe, error) {
 				return nil, fmt.Errorf("model: merge %d: %q is not in the vocabulary", rank, token)
 			}
 		}
-		m.ranks[pair] = rank
+		m.ranks[[2]int32{int32(vocab[pair[0]]), int32(vocab[pair[1]])}] = int32(rank)
 	}
 	return m, nil
 }
@@ -120,8 +125,10 @@ func (m *bpe) tokens(word string) ([]int, error) {
 		return nil, err
 	}
 	merged := mergePairs(symbols, func(left, right string) (float64, bool) {
-		rank, ok := m.ranks[[2]string{m.token(left), m.token(right)}]
-		return float64(rank), ok
+		l, known := m.vocab[m.token(left)]
+		r, too := m.vocab[m.token(right)]
+		rank, ok := m.ranks[[2]int32{int32(l), int32(r)}]
+		return float64(rank), ok && known && too
 	})
 	ids := make([]int, len(merged))
 	for i, symbol := range merged {

@@ -36,12 +36,14 @@ var preAliases = map[string]string{
 	"midm-2.0": "llama-bpe", "lfm2": "llama-bpe", "jina-v5-nano": "llama-bpe",
 	"dbrx": "smaug-bpe", "glm4": "smaug-bpe", "chatglm-bpe": "smaug-bpe",
 	"deepseek-r1-qwen": "qwen2", "kormo": "qwen2", "f2llmv2": "qwen2", "megrez": "qwen2", "stablelm2": "qwen2", "hunyuan": "qwen2",
-	"solar-open": "qwen2",
-	"refact":     "starcoder", "command-r": "starcoder", "smollm": "starcoder", "codeshell": "starcoder", "exaone": "starcoder",
+	"solar-open": "qwen2", "grok-2": "qwen2",
+	"refact": "starcoder", "command-r": "starcoder", "smollm": "starcoder", "codeshell": "starcoder", "exaone": "starcoder",
 	"minerva-7b": "starcoder", "mellum2": "starcoder",
 	"phi-2": "gpt-2", "jina-es": "gpt-2", "jina-de": "gpt-2", "gigachat": "gpt-2", "jina-v2-es": "gpt-2", "jina-v2-de": "gpt-2",
 	"a.x-4.0": "gpt-2", "mellum": "gpt-2", "modern-bert": "gpt-2", "exaone4": "gpt-2", "mpt": "gpt-2", "olmo": "gpt-2", "jais": "gpt-2",
 	"trillion": "gpt-2", "granite-docling": "gpt-2",
+	"jina-v1-en": "gpt-2", "jina-v2-code": "gpt-2", "roberta-bpe": "gpt-2",
+	"joyai-llm": "deepseek-v3", "hunyuan-dense": "deepseek-v3", "hy_v4": "deepseek-v3", "bailingmoe2": "bailingmoe", "cohere2moe": "tiny_aya",
 	"llama4": "gpt-4o", "kanana2": "gpt-4o", "talkie": "gpt-4o", "minimax-m2": "gpt-4o",
 }
 
