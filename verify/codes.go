@@ -84,6 +84,7 @@ var codes = []Code{
 	{"convert-dropped", familyConversion, Info, "a tensor of the base has no place in the format, or rows of it have none", "", ""},
 	{"rows-missing", familyConversion, Error, "an embedding or a head lacks rows of the last tokens", "rows", "rows of the base"},
 	{"rows-permuted", familyConversion, Error, "the rows of the query or key heads are in an order that the runtime turns wrongly", "values that differ", "0"},
+	{"rows-unproved", familyConversion, Info, "the order of the rows of query and key heads is only compared with what convert makes of them", "", ""},
 	{"norm-shift", familyConversion, Error, "a norm is off by 1: the 1 that a family adds to its norms was forgotten, or added twice", "values that differ", "0"},
 	{"tensor-elsewhere", familyConversion, Error, "a tensor holds the values of another one of the base", "values that differ", "0"},
 	{"tensor-transposed", familyConversion, Error, "a matrix is stored transposed", "values that differ", "0"},
@@ -95,6 +96,7 @@ var codes = []Code{
 	{"key-differs", familyConversion, Error, "a setting has another value than the base's", "value", "value by the base"},
 	{"key-missing", familyConversion, Error, "a setting of the base is lost, and what stands in for it is another value", "", ""},
 	{"template-missing", familyConversion, Warning, "the chat template of the base is lost", "", ""},
+	{"token-differs", familyConversion, Error, "tokens or merges are others than in the base's tokenizer", "tokens that differ", "0"},
 	{"vocabulary-lost", familyConversion, Error, "there are fewer tokens than the base's tokenizer has", "tokens", "tokens of the base"},
 
 	{"output-differs", familyOutput, Error, "the merge's logits are farther from those of base and adapters than rounding its weights explains", "distance of the logits", "what roundings of the weights allow"},

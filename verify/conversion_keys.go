@@ -140,11 +140,15 @@ var keyRules = []keyRule{
 	{key: "rope.freq_base", names: []string{"rope_theta"}, rope: true, families: all,
 		inFile: always(10000), inConfig: byFamily(map[string]float64{"gemma3": 1e6}, 10000)},
 	{key: "rope.dimension_count", families: []string{"llama", "phi3", "granite", "smollm3"}, inFile: (*keyCheck).headSizeInFile, inConfig: (*keyCheck).turnedSize},
+	{key: "rope.scaling.original_context_length", names: []string{"original_max_position_embeddings"}, rope: true, families: []string{"phi3"},
+		inConfig: (*keyCheck).context},
+	{key: "rope.scaling.attn_factor", families: []string{"phi3"}, inFile: always(1), inConfig: (*keyCheck).phi3Factor},
 	{key: "expert_count", names: []string{"num_local_experts", "num_experts", "n_routed_experts"}, families: all},
 	{key: "expert_used_count", names: []string{"num_experts_per_tok", "num_experts_per_token"}, families: all},
 	{key: "expert_feed_forward_length", names: []string{"moe_intermediate_size"}, families: []string{"qwen2moe", "qwen3moe"}},
 	{key: "expert_shared_feed_forward_length", names: []string{"shared_expert_intermediate_size"}, families: []string{"qwen2moe"}},
-	{key: "attention.sliding_window", names: []string{"sliding_window"}, families: []string{"gemma2", "gemma3", "olmo2", "phi3"}},
+	{key: "attention.sliding_window", names: []string{"sliding_window"}, families: []string{"gemma2", "gemma3", "olmo2", "phi3"},
+		inFile: (*keyCheck).noWindow, inConfig: (*keyCheck).noWindow},
 	{key: "attn_logit_softcapping", names: []string{"attn_logit_softcapping"}, families: []string{"gemma2"}, inFile: always(50)},
 	{key: "final_logit_softcapping", names: []string{"final_logit_softcapping"}, families: []string{"gemma2", "gemma3"},
 		inFile: byFamily(map[string]float64{"gemma2": 30}, 0)},
@@ -231,6 +235,7 @@ func (k *keyCheck) run() {
 		k.compare(&keyRules[i])
 	}
 	k.checkScaling()
+	k.checkLayers()
 }
 
 // architectures are the names of GGUF for model types of transformers that have another.
@@ -277,11 +282,7 @@ func (k *keyCheck) compare(r *keyRule) {
 	is := []float64{}
 	switch {
 	case inFile && v.Type() == gguf.Array: // a value for each layer
-		items, ok := numbersOf(v)
-		if !ok {
-			return // of flags, which no rule is about
-		}
-		is = items
+		is, _ = numbersOf(v)
 	case inFile:
 		if f, ok := numberOf(v); ok {
 			is = append(is, f)
@@ -291,6 +292,10 @@ func (k *keyCheck) compare(r *keyRule) {
 			is = append(is, f)
 		}
 		key += " (not stated)"
+	}
+	if len(is) == 0 && inFile {
+		k.add("key-differs", "", "%s is %s, and no number; config.json has %s = %v", key, v.Describe(), name, want)
+		return
 	}
 	if len(is) == 0 && needed {
 		k.add("key-missing", "", "%s is not there; config.json has %s = %v", key, name, want)
@@ -316,46 +321,10 @@ func numbersOf(v gguf.Value) ([]float64, bool) {
 	return floats, err == nil
 }
 
-// checkScaling compares the scaling of the rotary embedding.
-func (k *keyCheck) checkScaling() {
-	v, name := k.config.rope("rope_type", "type")
-	kind, err := v.Text()
-	if err != nil {
-		kind = ""
-	}
-	is, _, _ := k.keys.OptText(k.arch + ".rope.scaling.type")
-	want := map[string]string{"linear": "linear", "yarn": "yarn"}[kind]
-	if is == "none" || is == "longrope" { // factors of their own are a tensor
-		is = ""
-	}
-	if k.arch == "phi3" { // which has factors for any kind of scaling
-		want = ""
-	}
-	if is != want {
-		k.add("key-differs", "", "%s.rope.scaling.type is %q, in config.json %s is %q", k.arch, is, name, kind)
-		return
-	}
-	for _, s := range []struct{ key, setting, only string }{
-		{"factor", "factor", ""}, {"original_context_length", "original_max_position_embeddings", "yarn"},
-	} {
-		v, name := k.config.rope(s.setting)
-		factor, err := v.Float()
-		if want == "" || err != nil || s.only != "" && s.only != want {
-			continue
-		}
-		key := k.arch + ".rope.scaling." + s.key
-		switch f, ok := k.stated("rope.scaling." + s.key); {
-		case !ok:
-			k.add("key-missing", "", "%s is not there; config.json has %s = %v", key, name, factor)
-		case float32(f) != float32(factor):
-			k.add("key-differs", "", "%s is %v, in config.json %s is %v", key, f, name, factor).measured(f, factor)
-		}
-	}
-}
-
-// ofFile are keys of a GGUF file that say how it is stored, and not what the model is.
+// ofFile are keys of a GGUF file that say how it is stored or what it is called, and not
+// what is computed.
 func ofFile(key string) bool {
-	return strings.HasPrefix(key, "split.") || slices.Contains([]string{"general.file_type", "general.quantization_version", "general.alignment"}, key)
+	return strings.HasPrefix(key, "split.") || strings.HasPrefix(key, "general.") && key != "general.architecture"
 }
 
 // compareMetadata compares two GGUF models.

@@ -263,6 +263,25 @@ var conversionFaults = []planted{
 	{fault: "another factor of the scaling", code: "key-differs", check: inFile("linear", func(c *ggufCopy) { replace(c, "llama.rope.scaling.factor", float32(4)) })},
 	{fault: "another number of experts used", code: "key-differs", check: inFile("mixtral", func(c *ggufCopy) { replace(c, "llama.expert_used_count", uint32(1)) })},
 	{fault: "another window", code: "key-differs", check: inFile("gemma3", func(c *ggufCopy) { replace(c, "gemma3.attention.sliding_window", uint32(8)) })},
+	{fault: "two tokens in each other's place", code: "token-differs", check: inFile("qwen3", func(c *ggufCopy) {
+		tokens, _ := c.keys.Strings("tokenizer.ggml.tokens")
+		tokens[3], tokens[4] = tokens[4], tokens[3]
+		c.keys.Replace("tokenizer.ggml.tokens", gguf.ArrayOf(tokens))
+	})},
+	{fault: "merges in another order", code: "token-differs", check: inFile("qwen3", func(c *ggufCopy) {
+		merges, _ := c.keys.Strings("tokenizer.ggml.merges")
+		merges[0], merges[1] = merges[1], merges[0]
+		c.keys.Replace("tokenizer.ggml.merges", gguf.ArrayOf(merges))
+	})},
+	{fault: "merges are lost", code: "token-differs", check: inFile("qwen3", func(c *ggufCopy) {
+		merges, _ := c.keys.Strings("tokenizer.ggml.merges")
+		c.keys.Replace("tokenizer.ggml.merges", gguf.ArrayOf(merges[:len(merges)-1]))
+	})},
+	{fault: "no token in front of texts", code: "key-differs", check: inFile("qwen3", func(c *ggufCopy) { replace(c, "tokenizer.ggml.add_bos_token", false) })},
+	{fault: "the token in front of texts not stated", code: "key-differs", check: inFile("qwen3", func(c *ggufCopy) { c.keys.Delete("tokenizer.ggml.add_bos_token") })},
+	{fault: "two tokens in each other's place on the way back", code: "token-differs", check: inFolderOf("qwen3", func(t *testing.T, dir string) {
+		edited(t, dir, "tokenizer.json", `"a"`, `"A"`)
+	})},
 	{fault: "the chat template is lost", code: "template-missing", check: inFile("roberta", func(c *ggufCopy) { c.keys.Delete("tokenizer.chat_template") })},
 	{fault: "another chat template", code: "key-differs", check: inFile("roberta", func(c *ggufCopy) {
 		if !c.keys.Replace("tokenizer.chat_template", gguf.ValueOf("{{ x }}")) {

@@ -24,6 +24,9 @@ var (
 		"seed_oss", "nemotron", "phi3"}
 )
 
+// notTurned are those without rotation.
+var notTurned = []string{"gpt2", "bert"}
+
 // shiftedNorms are the architectures whose norms transformers adds 1 to.
 var shiftedNorms = []string{"gemma", "gemma2", "gemma3"}
 
@@ -132,11 +135,18 @@ func (c *conversionCheck) ownWays() map[string]*way {
 		return ways
 	}
 	config := hfrepo.NewConfig(folder.Config)
-	family, ok := arch.GGUFOf(config.Architecture())
+	class := config.Architecture()
+	if class == "" { // which only a conversion from it needs
+		class = hfrepo.NewConfig(c.expected.Config).Architecture()
+	}
+	family, ok := arch.GGUFOf(class)
 	if !ok {
 		return ways
 	}
 	name, _, _ := file.GGUF().Metadata().OptText("general.architecture")
+	if !isTurnKnown(name) {
+		c.add("rows-unproved", "", "of %q it is not known here how llama.cpp turns its heads", name)
+	}
 	heads := headsOf(config)
 	for _, s := range folder.Specs() {
 		found := family.FromHF(s.Name)
@@ -182,7 +192,7 @@ func (w *way) choose(name, architecture string, heads [2]int64, back bool) bool 
 	pairs := slices.Contains(turnedInPairs, architecture)
 	switch {
 	case isLayerPart(name, "attn_q"), isLayerPart(name, "attn_k"):
-		if !pairs && !slices.Contains(turnedInHalves, architecture) {
+		if !isTurnKnown(architecture) {
 			return false
 		}
 		of, other := heads[0], heads[1]
@@ -210,6 +220,11 @@ func (w *way) choose(name, architecture string, heads [2]int64, back bool) bool 
 		return true
 	}
 	return false
+}
+
+// isTurnKnown reports whether it is known how the heads of an architecture are turned.
+func isTurnKnown(architecture string) bool {
+	return slices.Contains(slices.Concat(turnedInPairs, turnedInHalves, notTurned), architecture)
 }
 
 // headOf is how many rows a head has if there are so many; 0 if they don't fit.

@@ -14,21 +14,20 @@ import (
 // checkTokens compares the tokens of a file with a folder.
 func (k *keyCheck) checkTokens(folder *checkpoint.Model) error {
 	s := &subject{Report: k.Report, model: folder, config: hfrepo.NewConfig(folder.Config)}
-	config, err := s.object("tokenizer_config.json")
-	if err != nil {
-		return err
-	}
 	if err := k.countTokens(s); err != nil {
 		return err
 	}
-	around, err := s.tokensAround()
+	v, err := s.vocabularyFiles()
 	if err != nil {
 		return err
 	}
+	k.compareTexts(v)
+	k.compareAdding(v)
+	around := v.around().tokens
 	for _, kind := range []struct{ name, key string }{{"bos", "bos"}, {"eos", "eos"}, {"pad", "padding"}, {"unk", "unknown"}} {
-		k.compareToken(kind.name, "tokenizer.ggml."+kind.key+"_token_id", config, around)
+		k.compareToken(kind.name, "tokenizer.ggml."+kind.key+"_token_id", v.config, around)
 	}
-	return k.compareTemplate(s, config)
+	return k.compareTemplate(s, v.config)
 }
 
 // object reads a JSON file of a folder; an empty one if there is none, or none that can be
@@ -55,8 +54,11 @@ func (k *keyCheck) countTokens(s *subject) error {
 	if !ok || ids == 0 {
 		return nil
 	}
+	// Ids behind the last row of the embedding mean nothing.
 	if rows, ok := s.embeddingRows(); ok {
-		ids = min(ids, rows) // ids behind it mean nothing
+		ids = min(ids, rows)
+	} else if size, _, ok := k.config.number("vocab_size"); ok && size > 0 {
+		ids = min(ids, int64(size))
 	}
 	tokens := int64(v.Len())
 	switch {
@@ -80,31 +82,6 @@ func (k *keyCheck) lastToken(tokens int64) int64 {
 		tokens--
 	}
 	return tokens
-}
-
-// tokensAround lists the texts in the post-processor of tokenizer.json, which puts special
-// tokens around texts.
-func (s *subject) tokensAround() ([]string, error) {
-	data, ok, err := s.sideFile("tokenizer.json", maxTokenizer)
-	if err != nil || !ok {
-		return nil, err
-	}
-	w := &walker{scanner: strictjson.NewScanner(data)}
-	var texts []string
-	err = w.object(func(key string) error {
-		if key != "post_processor" {
-			return w.skip()
-		}
-		return w.each(func(t strictjson.Token) {
-			if t.Kind == strictjson.KindString {
-				texts = append(texts, string(t.Text))
-			}
-		})
-	})
-	if w.end(err) != nil {
-		return nil, nil // the count of the tokens has said so
-	}
-	return texts, nil
 }
 
 // likeTokens are the tokens that stand for others where those are not named.

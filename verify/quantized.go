@@ -16,7 +16,8 @@ import (
 // Quantized checks a quantized model against what it was made of: no value may be
 // farther off than its format can be, and what is not quantized must be the base's.
 // Names must be the same on both sides: a GGUF file is compared with one in 16 or 32
-// bits, or with a model that is seen as one ([checkpoint.Model.As]). The model is also checked by itself, see [Structure].
+// bits, or with a model that is seen as one ([checkpoint.Model.As]); its keys are compared as
+// those of a conversion. The model is also checked by itself, see [Structure].
 func Quantized(ctx context.Context, base, quantized *checkpoint.Model, o Options) (*Report, error) {
 	if (base.GGUF() == nil) != (quantized.GGUF() == nil) && !base.Computed {
 		gguf := quantized
@@ -28,6 +29,12 @@ func Quantized(ctx context.Context, base, quantized *checkpoint.Model, o Options
 	r, err := Structure(ctx, quantized, o)
 	if err != nil {
 		return nil, err
+	}
+	if quantized.GGUF() != nil {
+		r.begin(familyConversion)
+		if err := checkConvertedKeys(ctx, &conversionCheck{Report: r, base: base, converted: quantized}, o); err != nil {
+			return nil, err
+		}
 	}
 	r.begin(familyQuantized)
 	c := &quantCheck{Report: r, base: base, quantized: quantized}

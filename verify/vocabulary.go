@@ -244,15 +244,9 @@ func (w *walker) id() error {
 }
 
 // skip goes over one value.
-func (w *walker) skip() error { return w.each(func(strictjson.Token) {}) }
-
-// each goes over one value and calls f with all that it is made of.
-func (w *walker) each(f func(strictjson.Token)) error {
+func (w *walker) skip() error {
 	for depth := 0; ; {
 		t, err := w.next()
-		if err == nil {
-			f(t)
-		}
 		switch {
 		case err != nil:
 			return err

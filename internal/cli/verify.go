@@ -80,7 +80,7 @@ With --converted every tensor of BASE must be in MODEL, whoever converted it, fr
 Face to GGUF, back, or into other types or shards: values rounded once at most, the rows
 of q and k and the norms as the other runtime wants them, and the settings, the special
 tokens and the chat template the same. A difference is explained where one of the known
-mistakes explains it.
+mistakes explains it. With --headers-only no tensors are compared.
 
 With --loftq the pairs of ADAPTER are compared with what quantization left out of Q,
 and the scale at which they would fit best with the one that they are applied with.

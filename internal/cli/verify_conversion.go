@@ -16,7 +16,7 @@ func (f *verifyFlags) checkConverted(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usageHint(cmd.CommandPath()+" --help", "with --converted there is no path to check beside, got %q", args[0])
 	}
-	for _, name := range []string{"adapter", "merged", "quantized", "loftq", "init-adapter", "moe-b-layout", "train-base", "mha-formula", "headers-only", "end-to-end"} {
+	for _, name := range []string{"adapter", "merged", "quantized", "loftq", "init-adapter", "moe-b-layout", "train-base", "mha-formula", "end-to-end"} {
 		if cmd.Flags().Changed(name) {
 			return usagef("--converted and --%s exclude each other", name)
 		}
