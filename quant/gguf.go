@@ -42,6 +42,8 @@ type GGUFOptions struct {
 	// tensors stay as they are, without a mix.
 	Changed checkpoint.Checkpoint
 	Keep    bool
+	// Inputs are what a model was computed from that is no file; none for the model itself.
+	Inputs []plan.Input
 
 	// The rest is for [PlanGGUFLoftQ]. The outputs of that name the inputs in a key,
 	// unless NoProvenance is set; MatrixIdentity tells the matrix from any other.
@@ -224,7 +226,10 @@ func (p *ggufPlanner) split() checkpoint.GGUFOptions {
 }
 
 func (p *ggufPlanner) addInputs(to *plan.Plan) {
-	to.Inputs = []plan.Input{inputOf("base", p.base)}
+	to.Inputs = slices.Clone(p.options.Inputs)
+	if to.Inputs == nil {
+		to.Inputs = []plan.Input{inputOf("base", p.base)}
+	}
 	if m := p.options.Matrix; m != nil {
 		name := p.options.MatrixName
 		file := plan.File{Name: filepath.Base(name), Path: name, Size: m.Size()}

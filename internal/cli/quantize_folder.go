@@ -67,10 +67,6 @@ func (a *App) openForGGUF(f *quantizeFlags, o engine.Options) (in *mergeInputs, 
 
 // explain puts what was decided on the way before what a plan decided.
 func (s *folderAsFile) explain(p *plan.Plan) {
-	if s.file == nil {
-		return
-	}
-	p.Inputs = append(slices.Clone(s.inputs), p.Inputs[1:]...)
 	p.Decisions = append(slices.Clone(s.decisions), p.Decisions...)
 }
 

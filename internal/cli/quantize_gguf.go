@@ -249,7 +249,7 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 		defer matrix.Close()
 		inputs.others = append(inputs.others, otherFile{f.gguf.imatrix, identity})
 	}
-	opts.Matrix, opts.MatrixIdentity = matrix, identity
+	opts.Matrix, opts.MatrixIdentity, opts.Inputs = matrix, identity, seen.inputs
 	if opts.LoftQ != nil {
 		return a.runGGUFLoftQ(ctx, f, opts, seen, inputs, engineOpts)
 	}
