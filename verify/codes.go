@@ -8,6 +8,7 @@ const (
 	familyQuantized  = "quantized"
 	familyConversion = "conversion"
 
+	familyFunction   = "function"
 	familyOutput     = "end-to-end"
 	familyProvenance = "provenance"
 )
@@ -98,6 +99,10 @@ var codes = []Code{
 	{"template-missing", familyConversion, Warning, "the chat template of the base is lost", "", ""},
 	{"token-differs", familyConversion, Error, "tokens or merges are others than in the base's tokenizer", "tokens that differ", "0"},
 	{"vocabulary-lost", familyConversion, Error, "there are fewer tokens than the base's tokenizer has", "tokens", "tokens of the base"},
+
+	{"function-differs", familyFunction, Error, "outputs of a module are farther from those of base and adapters than roundings explain", "largest difference of the first", "what roundings can do"},
+	{"function-scale", familyFunction, Error, "the outputs of a module hold the change at another scale than the merge", "scale of the change", "scale that rounding the merge explains"},
+	{"function-drowned", familyFunction, Info, "roundings of outputs hide the scale of the change of a module", "uncertainty of the scale", "0.5"},
 
 	{"output-differs", familyOutput, Error, "the merge's logits are farther from those of base and adapters than rounding its weights explains", "distance of the logits", "what roundings of the weights allow"},
 	{"output-kl", familyOutput, Error, "the logits of a quantized model diverge from the original's by more than was allowed", "mean KL divergence, nats", "what was allowed"},

@@ -49,6 +49,7 @@ type Report struct {
 	Quantized  *QuantizedFigures
 	Conversion *ConversionFigures
 	Output     *OutputFigures
+	Function   *FunctionFigures
 }
 
 // OK reports whether there is no error.
