@@ -183,6 +183,7 @@ func (p *ggufPlanner) place(q *GGUF) error {
 		if d.Quantize() {
 			encoded[d.Name] = true
 		}
+		targets[i].Before = p.before(d.Name)
 		if d.Weights {
 			targets[i].Weights = func() ([]float32, error) { return p.options.Matrix.Weights(d.Name) }
 		}

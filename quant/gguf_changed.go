@@ -3,11 +3,13 @@ package quant
 import (
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/quant/block"
+	"github.com/loratool/loratool/quant/encode"
 	"github.com/loratool/loratool/quant/mix"
 )
 
@@ -85,6 +87,19 @@ func (p *ggufPlanner) sources(encoded map[string]bool) checkpoint.Checkpoint {
 		o.changed[s.Name] = s
 	}
 	return o
+}
+
+// before is what a tensor was that is changed, nil if it is not.
+func (p *ggufPlanner) before(name string) *encode.Before {
+	if p.options.Changed == nil {
+		return nil
+	}
+	isIt := func(s tensor.Spec) bool { return s.Name == name }
+	was, ok := p.base.Lookup(name)
+	if !ok || !slices.ContainsFunc(p.options.Changed.Specs(), isIt) {
+		return nil
+	}
+	return &encode.Before{Spec: was, In: p.base}
 }
 
 // overlay is a checkpoint of which some tensors are those of another one.

@@ -2,6 +2,7 @@ package quant
 
 import (
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/loratool/loratool/internal/kernel"
@@ -150,7 +151,7 @@ func (n *numbers) make() {
 func (v *View) noteNumbers(t *target, x, q []float32) {
 	b := &scratch{back: q}
 	norm, off := difference(b, x)
-	f := Figures{Tensor: t.spec.Name, Shape: t.shape, Bytes: t.bytes, Bits: v.nominalBits(t), AbsMax: float64(kernel.MaxAbs(x))}
+	f := Figures{Tensor: t.spec.Name, Shape: t.shape, Bytes: t.bytes, Bits: v.nominalBits(t), AbsMax: float64(kernel.MaxAbs(x)), Survival: math.NaN()}
 	f.set(norm, off)
 	v.note(t, f)
 }

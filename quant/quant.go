@@ -81,6 +81,10 @@ type Source struct {
 	// Unchanged says of a tensor that it is the model's own. It is then copied as it is
 	// stored, if it is stored in the format of the output.
 	Unchanged func(name string) bool
+	// Before and After, if both are given, have the weights that are changed as numbers,
+	// before, and after as exact as they were computed, not yet rounded to the type that
+	// is quantized: for the figures.
+	Before, After checkpoint.Checkpoint
 	// Metadata is that of the weight files, by the hashes of the inputs; nil leaves
 	// placeholders.
 	Metadata func(hashes map[string]string) map[string]string

@@ -37,13 +37,16 @@ type scales struct {
 	segments []segmentSums
 	cross    []float32 // of each unit: sum of x·v, v the value of its code; when nested
 	square   []float32 // sum of v²
+	along    []float32 // sum of D·v, if there is a change
+	change   *change   // nil if none is known
 
 	once   sync.Once
 	nested block.Nested
 }
 
-// segmentSums are figures of one segment.
-type segmentSums struct{ norm, off, largest float64 }
+// segmentSums are figures of one segment. With W0 what the weight was and D the change,
+// change is <D,D> and kept <Q-W0,D>, or <-W0,D> where the scales of Q come later.
+type segmentSums struct{ norm, off, largest, change, kept float64 }
 
 // elementsPerSegment is small enough for a cache, and a whole number of blocks.
 const elementsPerSegment = 64 << 10
@@ -75,11 +78,14 @@ func newScales(v *View, t *target) (*scales, error) {
 		view: v, target: t, source: reader, unit: v.unit(t), units: v.units(t),
 		codes: codeBytes(v.format.kind, t.spec.NumElements()),
 	}
+	if s.change, err = v.changes.of(t); err != nil {
+		return nil, err
+	}
 	s.per = max(segmentElements(t)/s.unit, 1)
 	n := int(ceilDiv(s.units, s.per))
 	s.absmax, s.done, s.segments, s.left = make([]float32, s.units), make([]bool, n), make([]segmentSums, n), n
 	if v.format.double {
-		s.cross, s.square = make([]float32, s.units), make([]float32, s.units)
+		s.cross, s.square, s.along = make([]float32, s.units), make([]float32, s.units), make([]float32, s.units)
 	}
 	return s, nil
 }
@@ -187,10 +193,10 @@ func (s *scales) compute(b *scratch, segment int) error {
 	s.mu.Lock()
 	done := s.done[segment]
 	s.mu.Unlock()
-	if !done {
-		s.keep(b, x, segment)
+	if done {
+		return nil
 	}
-	return nil
+	return s.keep(b, x, segment)
 }
 
 // encodeRows quantizes whole rows by LLM.int8, which rounds to F16 first.
@@ -227,11 +233,16 @@ func (s *scales) errorf(format string, args ...any) error {
 }
 
 // keep stores the scales and figures of a segment, once.
-func (s *scales) keep(b *scratch, x []float32, segment int) {
+func (s *scales) keep(b *scratch, x []float32, segment int) error {
 	sums := segmentSums{largest: float64(kernel.MaxAbs(x))}
 	b.back = grow(b.back, len(x))
 	first := int64(segment) * s.per
-	var cross, square []float32
+	c, err := s.change.read(first*s.unit, len(x))
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	var cross, square, along []float32
 	switch {
 	case s.view.format.kind == Int8:
 		for i, scale := range b.absmax {
@@ -241,26 +252,32 @@ func (s *scales) keep(b *scratch, x []float32, segment int) {
 		sums.norm, sums.off = difference(b, x)
 	case s.view.format.double:
 		cross, square = s.products(b, x)
+		along = c.products(b, s.view.format.blockSize, &sums)
 		sums.norm, _ = difference(b, x)
 	default:
 		kernel.DecodeFourBit(s.view.format.kind.fourBit(), b.back, b.codes, b.absmax, s.view.format.blockSize)
 		sums.norm, sums.off = difference(b, x)
 	}
+	if !s.view.format.double {
+		c.compare(b, &sums)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.done[segment] {
-		return
+		return nil
 	}
 	copy(s.absmax[first:], b.absmax)
 	if cross != nil {
 		copy(s.cross[first:], cross)
 		copy(s.square[first:], square)
+		copy(s.along[first:], along)
 	}
 	s.segments[segment] = sums
 	s.done[segment] = true
 	if s.left--; s.left == 0 && !s.view.format.double {
-		s.noteFigures(0)
+		s.noteFigures(0, 0)
 	}
+	return nil
 }
 
 // difference returns the sums of x² and (b.back - x)².
@@ -299,21 +316,24 @@ func (s *scales) noteNested() {
 	n := &s.nested
 	scale := make([]float32, s.units)
 	block.DecodeNested(scale, n.Codes, 0, &n.Map, n.Absmax, n.Offset, block.NestedSize)
-	off := 0.0
+	off, kept := 0.0, 0.0
 	for i, a := range scale {
 		a := float64(a)
 		off += float64(a*a*float64(s.square[i])) - float64(2*a*float64(s.cross[i]))
+		kept += float64(a * float64(s.along[i]))
 	}
-	s.noteFigures(off)
+	s.noteFigures(off, kept)
 }
 
-// noteFigures reports the weight; off is added to what the segments have, and their
+// noteFigures reports the weight; off and kept are added to what the segments have, and their
 // norms with it if the scales are nested: |x - av|² = x² - 2axv + a²v².
-func (s *scales) noteFigures(off float64) {
-	var norm, largest float64
+func (s *scales) noteFigures(off, kept float64) {
+	var norm, largest, change float64
 	for _, seg := range s.segments {
 		norm += seg.norm
 		off += seg.off
+		change += seg.change
+		kept += seg.kept
 		largest = max(largest, seg.largest)
 	}
 	if s.view.format.double {
@@ -321,6 +341,7 @@ func (s *scales) noteFigures(off float64) {
 	}
 	f := Figures{Tensor: s.target.spec.Name, Shape: s.target.shape, Bytes: s.target.bytes, Bits: s.view.nominalBits(s.target), AbsMax: largest}
 	f.set(norm, off)
+	f.Survival = s.change.survival(change, kept)
 	s.view.note(s.target, f)
 }
 

@@ -30,6 +30,7 @@ type View struct {
 	// Threads is how many goroutines work on a weight that is quantized as a whole; 0
 	// stands for 1.
 	Threads int
+	changes *changes // of the weights, nil for none
 	// shift returns what is taken off a weight before it is quantized; nil for nothing.
 	shift func(*target) (loftq.Factors, error)
 
@@ -81,6 +82,10 @@ type Figures struct {
 	Error float64
 	// Norm is ||W||.
 	Norm float64
+	// Survival is the share of the change that a merge made of W0 that is left,
+	// <Q - W0, W - W0> / ||W - W0||², with W before it was rounded to the type that is
+	// quantized; NaN if nothing is known of W0.
+	Survival float64
 }
 
 func newView(p *planner) *View {
@@ -88,6 +93,9 @@ func newView(p *planner) *View {
 		source: p.source, path: p.base.Path, parts: make(map[string]part), order: p.targets, figures: make(map[*target]Figures),
 		kept:   make(map[*target]checkpoint.Checkpoint),
 		format: format{p.options.Type, p.options.BlockSize, p.options.DoubleQuant, p.options.Storage},
+	}
+	if from := p.options.From; from != nil && from.Before != nil && from.After != nil {
+		v.changes = newChanges(from)
 	}
 	targets := make(map[string]*target)
 	for _, t := range p.targets {
@@ -273,6 +281,10 @@ func (v *View) Memory(jobs int) int64 {
 	perUnit := int64(4)
 	if v.format.double {
 		perUnit += 2*4 + 4 + 1
+	}
+	if v.changes != nil {
+		segment *= 3 // the weight before and after
+		perUnit += 4
 	}
 	return 2*perUnit*units + int64(jobs)*segment*segmentBytes + 2*pairs + whole
 }

@@ -32,10 +32,11 @@ type encodedMerge struct {
 	metadata func(hashes map[string]string) map[string]string
 }
 
-// encodingLoss is what became of a tensor: its type, and ||Q - W'||.
+// encodingLoss is what became of a tensor: its type, ||Q - W'||, and the share of the
+// change that is left in Q.
 type encodingLoss struct {
-	kind string
-	norm float64
+	kind           string
+	norm, survival float64
 }
 
 // sharesForMerged of the memory are for the numbers, the rest for the copies, which
@@ -118,8 +119,19 @@ func (a *App) printEncodedPlan(e *encodedMerge, b engine.Allotment, refusal erro
 	return nil
 }
 
+// isLow reports whether a good part of a change was lost. The errors e of codes are large
+// beside a small change D, and what they happen to have in its direction, <e,D>/||D||^2,
+// is of the size ||e||/(sqrt(n)·||D||) if they do not know of it: six of that are allowed
+// for, as verify does.
+func isLow(t engine.TensorReport) bool {
+	const sigmas = 6
+	n, _ := tensor.Shape(t.Shape).NumElements()
+	chance := t.RoundingNorm / (math.Sqrt(float64(n)) * t.DeltaNorm)
+	return t.Survival+sigmas*chance < survivalWarning
+}
+
 // printEncodedReport prints what the merge did. Of a change that is stored in codes is
-// said how far they are off, which bounds what is lost of it.
+// said how far they are off, and how much of it is left.
 func (a *App) printEncodedReport(e *encodedMerge, r written, f *mergeFlags) error {
 	doc := mergeJSON{
 		Schema: "loratool.merge/v1", Output: e.layout.Path, Bytes: e.layout.Size(), Decisions: decisionsOf(e.plan),
@@ -131,7 +143,10 @@ func (a *App) printEncodedReport(e *encodedMerge, r written, f *mergeFlags) erro
 	survival := 0.0
 	for _, t := range e.reports() {
 		if loss, ok := losses[t.Tensor]; ok {
-			t.DType, t.RoundingNorm, t.Survival = loss.kind, loss.norm, math.NaN()
+			t.DType, t.RoundingNorm, t.Survival = loss.kind, loss.norm, loss.survival
+		}
+		if isLow(t) {
+			doc.Summary.Low = append(doc.Summary.Low, t.Tensor)
 		}
 		doc.Tensors = append(doc.Tensors, reportOf(t))
 		change += t.DeltaNorm * t.DeltaNorm
@@ -154,9 +169,10 @@ func (a *App) printEncodedReport(e *encodedMerge, r written, f *mergeFlags) erro
 	for _, d := range doc.Decisions {
 		a.note("%s%s", d.Message, tensorList(d.Tensors))
 	}
-	a.note("%d tensors (%s), %s; the change has norm %.4g, and what storing it adds %.4g: %s of it",
+	a.note("%d tensors (%s), %s; the change has norm %.4g, and what storing it adds %.4g: %s of it; %s of the change survived",
 		doc.Summary.Tensors, countList(doc.Summary.Steps), formatSize(doc.Bytes), doc.Summary.DeltaNorm,
-		math.Sqrt(lost), ratio(number(math.Sqrt(lost)), doc.Summary.DeltaNorm))
+		math.Sqrt(lost), ratio(number(math.Sqrt(lost)), doc.Summary.DeltaNorm), survived(doc.Summary.Survival))
+	a.noteLow(doc.Summary.Low, "a wider --type keeps more; the adapter's change is small against the steps of the codes")
 	a.noteVerified(doc.Verified)
 	n := 0
 	for i := range e.changes.Steps {

@@ -227,6 +227,10 @@ func underStored(reports []engine.TensorReport, seen *convert.FromGGUF) []engine
 			all = append(all, r)
 			continue
 		}
+		was, more := all[i].DeltaNorm*all[i].DeltaNorm, r.DeltaNorm*r.DeltaNorm
+		if was+more > 0 {
+			all[i].Survival = (all[i].Survival*was + r.Survival*more) / (was + more)
+		}
 		all[i].BaseNorm = math.Hypot(all[i].BaseNorm, r.BaseNorm)
 		all[i].DeltaNorm = math.Hypot(all[i].DeltaNorm, r.DeltaNorm)
 		all[i].RoundingNorm = math.Hypot(all[i].RoundingNorm, r.RoundingNorm)
@@ -257,7 +261,7 @@ func countsOf(q *quant.GGUF, of []tensor.Spec) map[string]int {
 func ggufLosses(q *quant.GGUF) map[string]encodingLoss {
 	losses := make(map[string]encodingLoss)
 	for _, t := range q.View.Figures() {
-		losses[t.Tensor] = encodingLoss{t.Type.String(), t.Error * t.Norm}
+		losses[t.Tensor] = encodingLoss{t.Type.String(), t.Error * t.Norm, t.Survival}
 	}
 	return losses
 }

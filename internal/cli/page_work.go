@@ -25,7 +25,7 @@ func mergePage(doc *mergeJSON) *report.Page {
 	}
 	if len(s.Low) > 0 {
 		p.State, p.Verdict = report.Warning, "Merged, but part of the change was lost by rounding"
-		f := report.Finding{State: report.Warning, Word: "warning", Code: "delta-survival", Meaning: "less than " + percent(survivalWarning) + " of the change survived rounding; --dtype f32 keeps it all"}
+		f := report.Finding{State: report.Warning, Word: "warning", Code: "delta-survival", Meaning: "less than " + percent(survivalWarning) + " of the change survived rounding; a wider type keeps more"}
 		for _, name := range s.Low {
 			f.Items = append(f.Items, report.Item{Where: name, Message: "see the picture of survival"})
 		}

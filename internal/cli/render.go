@@ -350,9 +350,14 @@ func (a *App) printSummary(doc mergeJSON) {
 		t.print(a)
 	}
 	a.noteVerified(doc.Verified)
-	if low := doc.Summary.Low; len(low) > 0 {
+	a.noteLow(doc.Summary.Low, "--dtype f32 keeps it all; the adapter's change is small against the steps of the output type")
+}
+
+// noteLow warns of tensors that have lost a good part of their change, if there are any.
+func (a *App) noteLow(low []string, hint string) {
+	if len(low) > 0 {
 		a.note("warning: less than %s of the change survived in %d tensors%s", percent(survivalWarning), len(low), tensorList(low))
-		a.say(advice, "hint:", "--dtype f32 keeps it all; the adapter's change is small against the steps of the output type")
+		a.say(advice, "hint:", hint)
 	}
 }
 

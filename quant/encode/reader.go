@@ -24,9 +24,9 @@ const (
 	// copyBytes are checked at a time.
 	copyBytes = 64 << 10
 	// segmentBytes is what a reader holds for an element: bytes of source and result,
-	// the number, and what it became.
-	segmentBytes = 4 + 4 + 4 + 4
-	sumBytes     = 16
+	// the number, what it became, and what it was.
+	segmentBytes = 4 + 4 + 4 + 4 + 4
+	sumBytes     = 32
 )
 
 // segment returns how many elements are encoded at a time.
@@ -44,6 +44,7 @@ type reader struct {
 	src     io.ReaderAt
 	size    int64
 	weights []float32
+	before  *beforeReader // nil if it is not known
 
 	elements int64 // of a segment
 	mu       sync.Mutex
@@ -51,14 +52,14 @@ type reader struct {
 	missing  int // segments that were not computed yet
 }
 
-// sums are those of the squares of a segment: of the numbers, and of what encoding
-// changed.
-type sums struct{ norm, off float64 }
+// sums are those of the squares of a segment: of the numbers W, of what encoding changed,
+// Q - W, and of the change D = W - W0 that is to be stored; kept is that of (Q - W0)·D.
+type sums struct{ norm, off, change, kept float64 }
 
 // scratch is the memory of one call of ReadAt.
 type scratch struct {
 	raw, codes []byte
-	x, back    []float32
+	x, back, w []float32
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -187,12 +188,21 @@ func (r *reader) measure(b *scratch, codes []byte, first int64) error {
 	}
 	var stats [1]kernel.RowStats
 	kernel.Stats(stats[:], b.x, b.back, b.back, 1, len(b.x))
+	found := sums{norm: stats[0].Base, off: stats[0].Change}
+	if r.before != nil {
+		b.w = grow(b.w, int64(len(b.x)))
+		if err := r.before.read(b, first); err != nil {
+			return fmt.Errorf("reading %q as it was: %w", r.target.Name, err)
+		}
+		kernel.Stats(stats[:], b.w, b.x, b.back, 1, len(b.x))
+		found.change, found.kept = stats[0].Change, stats[0].Kept
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !math.IsNaN(r.sums[i].norm) {
 		return nil // another read was faster
 	}
-	r.sums[i] = sums{stats[0].Base, stats[0].Change}
+	r.sums[i] = found
 	if r.missing--; r.missing == 0 {
 		r.finish()
 	}
@@ -206,12 +216,47 @@ func (r *reader) finish() {
 	for _, s := range r.sums {
 		all.norm += s.norm
 		all.off += s.off
+		all.change += s.change
+		all.kept += s.kept
 	}
 	f := Figures{Tensor: t.Name, Type: t.Type, Shape: t.Shape, Bytes: r.size, Norm: math.Sqrt(all.norm)}
 	if all.norm > 0 {
 		f.Error = math.Sqrt(all.off / all.norm)
 	}
+	f.Change, f.Survival = math.Sqrt(all.change), 1
+	if all.change > 0 {
+		f.Survival = all.kept / all.change
+	}
+	if r.before == nil {
+		f.Survival = math.NaN()
+	}
 	r.view.note(t, f)
+}
+
+// beforeReader reads what a tensor was before it was changed.
+type beforeReader struct {
+	src   io.ReaderAt
+	codec block.Codec
+	width int64
+}
+
+func openBefore(b *Before) (*beforeReader, error) {
+	codec, ok := block.For(b.Spec.DType)
+	if !ok {
+		return nil, fmt.Errorf("tensor %q: its numbers of type %s are not known", b.Spec.Name, b.Spec.DType)
+	}
+	src, err := b.In.Open(b.Spec.Name)
+	return &beforeReader{src, codec, b.Spec.DType.Bits() / 8}, err
+}
+
+// read sets b.w to the elements from the first on.
+func (r *beforeReader) read(b *scratch, first int64) error {
+	b.raw = grow(b.raw, int64(len(b.w))*r.width)
+	if err := readFull(r.src, b.raw, first*r.width); err != nil {
+		return err
+	}
+	r.codec.Decode32(b.w, b.raw)
+	return nil
 }
 
 // copySome copies the beginning of p and looks for numbers that are not finite in the

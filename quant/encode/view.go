@@ -34,6 +34,15 @@ type Target struct {
 	// where the tensor has three dimensions, for each column of each expert. It is
 	// called when the tensor is opened.
 	Weights func() ([]float32, error)
+	// Before, if not nil, is what the tensor was before the source changed it, so that the
+	// figures say what is left of the change.
+	Before *Before
+}
+
+// Before is a tensor of a checkpoint, as numbers.
+type Before struct {
+	Spec tensor.Spec
+	In   checkpoint.Checkpoint
 }
 
 // View is a checkpoint with tensors in the types of ggml. It may be read concurrently
@@ -71,6 +80,10 @@ type Figures struct {
 	// Error is ||W - Q|| / ||W||, with Q the numbers that the type stands for, rounded to
 	// float32 as ggml decodes them. Norm is ||W||.
 	Error, Norm float64
+	// Change is the norm of W - W0, with W0 what the tensor was before, and Survival is
+	// <Q - W0, W - W0> / ||W - W0||^2: 1 if all of the change is in Q as it is. They are 0
+	// and NaN if that is not known; a change of nothing survives.
+	Change, Survival float64
 }
 
 // New makes a view of a source. The path is named in messages about its numbers. The
@@ -105,6 +118,9 @@ func (v *View) add(to Target, from tensor.Spec) error {
 	}
 	if n := to.NumElements(); n > 0 {
 		t.rows = n / t.cols
+	}
+	if b := to.Before; b != nil && b.Spec.NumElements() != to.NumElements() {
+		return fmt.Errorf("was of shape %s before, %s is wanted", b.Spec.Shape, to.Shape)
 	}
 	same := from.DType == stored.DType && from.NumElements() == stored.NumElements() && columns(from.Shape) == columns(stored.Shape)
 	if !same {
@@ -167,6 +183,11 @@ func (v *View) Open(name string) (io.ReaderAt, error) {
 	if t.Weights != nil && t.kind.Weighted() {
 		if r.weights, err = t.loadWeights(); err != nil {
 			return nil, fmt.Errorf("tensor %q: %w", name, err)
+		}
+	}
+	if t.Before != nil {
+		if r.before, err = openBefore(t.Before); err != nil {
+			return nil, err
 		}
 	}
 	r.cut()
