@@ -1,8 +1,9 @@
 // Package tokenizer reads what model folders say about tokens: SentencePiece models
 // (tokenizer.model) and those of the tokenizers library (tokenizer.json), and names
-// their pre-tokenizers as llama.cpp does. An [Encoder] turns text into tokens.
+// their pre-tokenizers as llama.cpp does. An [Encoder] turns text into tokens as a
+// tokenizer.json says, a [Llama] as llama.cpp does with a GGUF file.
 //
-// The main types are [Piece], [Fast] and [Encoder]. Files are not trusted: lengths are
+// The main types are [Piece], [Fast], [Encoder] and [Llama]. Files are not trusted: lengths are
 // compared with what is there, types with what they may be.
 package tokenizer
 
