@@ -138,6 +138,11 @@ func inFile(model string, edit func(*ggufCopy)) func(*testing.T, bool) (*verify.
 func inFolderOf(model string, edit func(t *testing.T, dir string)) func(*testing.T, bool) (*verify.Report, error) {
 	return func(t *testing.T, fault bool) (*verify.Report, error) {
 		dir := copyFolder(t, filepath.Join(convertGolden, "models", model))
+		for _, name := range []string{"tokenizer.model", "added_tokens.json"} { // have ids that are no rows, on purpose
+			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if fault {
 			edit(t, dir)
 		}
@@ -277,6 +282,10 @@ var conversionFaults = []planted{
 		merges, _ := c.keys.Strings("tokenizer.ggml.merges")
 		c.keys.Replace("tokenizer.ggml.merges", gguf.ArrayOf(merges[:len(merges)-1]))
 	})},
+	{fault: "a merge too many", code: "token-differs", check: inFile("qwen3", func(c *ggufCopy) {
+		merges, _ := c.keys.Strings("tokenizer.ggml.merges")
+		c.keys.Replace("tokenizer.ggml.merges", gguf.ArrayOf(append(merges, "a a")))
+	})},
 	{fault: "no token in front of texts", code: "key-differs", check: inFile("qwen3", func(c *ggufCopy) { replace(c, "tokenizer.ggml.add_bos_token", false) })},
 	{fault: "the token in front of texts not stated", code: "key-differs", check: inFile("qwen3", func(c *ggufCopy) { c.keys.Delete("tokenizer.ggml.add_bos_token") })},
 	{fault: "two tokens in each other's place on the way back", code: "token-differs", check: inFolderOf("qwen3", func(t *testing.T, dir string) {
@@ -299,6 +308,15 @@ var conversionFaults = []planted{
 		var gate []byte
 		rewrite(t, dir, "model.layers.0.mlp.gate_proj.weight", func(_ tensor.Spec, data []byte) []byte { gate = data; return data })
 		rewrite(t, dir, up0, func(tensor.Spec, []byte) []byte { return gate })
+	})},
+	{fault: "a norm of Gemma with the 1 on the way back", code: "norm-shift", check: inFolderOf("gemma3", func(t *testing.T, dir string) {
+		rewrite(t, dir, "model.layers.1.input_layernorm.weight", func(s tensor.Spec, data []byte) []byte {
+			x := decode(s.DType, data)
+			for i := range x {
+				x[i]++
+			}
+			return encode(s.DType, x)
+		})
 	})},
 	{fault: "another epsilon on the way back", code: "key-differs", check: inFolderOf("qwen3", func(t *testing.T, dir string) {
 		edited(t, dir, "config.json", "1e-05", "1e-06")

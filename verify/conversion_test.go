@@ -86,9 +86,10 @@ func TestConversionRounding(t *testing.T) {
 		{"the neighbour", func(x []float64) { x[0] = 1 + 0x1p-7 }, []string{"value-neighbour " + up0}},
 		{"the one beyond", func(x []float64) { x[0] = 1 + 0x1p-6 }, []string{"value-differs " + up0}},
 		{"the one on the other side", func(x []float64) { x[0] = 1 - 0x1p-8 }, []string{"value-differs " + up0}},
+		{"the neighbour of what has the type", func(x []float64) { x[2] = 1 - 0x1p-8 }, []string{"value-differs " + up0}},
 		{"another sign of zero", func(x []float64) { x[1] = math.Copysign(0, -1) }, []string{"value-differs " + up0}},
 	} {
-		base.values[up0][1] = 0
+		base.values[up0][1], base.values[up0][2] = 0, 1
 		copied := tinyLlama(t)
 		copied.cast(tensor.F32)
 		copied.set(copied.specs[copied.index(up0)], base.values[up0])
