@@ -37,6 +37,7 @@ func verifyPage(doc *verifyJSON, r *verify.Report, inputs []report.Input) *repor
 	}
 	p.Charts = append(p.Charts, whereFound(doc.Findings))
 	addMerged(p, r.Merge)
+	addFunction(p, s.Function)
 	addLoftQ(p, s.LoftQ)
 	addQuantized(p, s.Quantized)
 	return p

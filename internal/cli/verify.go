@@ -32,6 +32,7 @@ type verifyFlags struct {
 	headersOnly bool
 	provenance  bool
 	output      outputFlags
+	function    functionFlags
 	jobs        count
 	memory      size
 	page        pageFlag
@@ -50,6 +51,7 @@ Examples:
   loratool verify ./merged
   loratool verify ./lora --json
   loratool verify --base ./llama --adapter ./lora --merged ./merged
+  loratool verify --base ./llama --adapter ./lora --merged ./merged --function --arithmetic bf16
   loratool verify --base base.gguf --adapter lora.gguf --merged merged-Q4_K_M.gguf
   loratool verify --base base.gguf --adapter ./lora --merged merged-Q4_K_M.gguf
   loratool verify --base ./llama --quantized ./llama-nf4
@@ -84,6 +86,11 @@ mistakes explains it. With --headers-only no tensors are compared.
 
 With --loftq the pairs of ADAPTER are compared with what quantization left out of Q,
 and the scale at which they would fit best with the one that they are applied with.
+
+--function runs every changed module on vectors that are drawn, or on --activations: the
+merged weight, and the base's with the pairs of the adapters beside it, in the precision
+that a runtime has (--arithmetic). Outputs may differ by what roundings can do, and must
+hold the change at its scale.
 
 --end-to-end also runs the models, of the Llama family, on token ids: the logits of the
 merge against those of base and adapters, or of the quantized model against the base,
@@ -128,6 +135,7 @@ func (f *verifyFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.strict, "strict", false, "let warnings fail the check too")
 	fs.BoolVar(&f.headersOnly, "headers-only", false, "read headers and JSON only, no weights")
 	fs.BoolVar(&f.provenance, "provenance", false, "check hashes: the files against SHA256SUMS, the inputs against those recorded in the model")
+	f.function.register(fs)
 	f.output.register(fs)
 	fs.VarP(&f.jobs, "jobs", "j", "tensors worked on at a time (default: one per processor)")
 	fs.Var(&f.memory, "memory", "working memory, such as 128MiB (default 256MiB)")
@@ -147,7 +155,7 @@ func (a *App) completeVerify(cmd *cobra.Command) {
 		"format":       fixed("text\tfor people", "json\tone document", "junit\tXML of test cases", "github\tannotations of a workflow"),
 		"memory":       fixed("256MiB", "1GiB", "5GB"),
 		"jobs":         fixed(),
-		"prompts":      fixed(), "length": fixed(), "seed": fixed(), "max-kl": fixed(), "min-top1": fixed(),
+		"prompts":      fixed(), "probes": fixed(), "activations": a.models, "arithmetic": fixed("f16", "bf16", "f32", "f16-pure", "bf16-pure"), "length": fixed(), "seed": fixed(), "max-kl": fixed(), "min-top1": fixed(),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
 			panic(err) // a flag that is not there
@@ -222,6 +230,8 @@ func (f *verifyFlags) check(a *App) (verify.Options, error) {
 	switch {
 	case f.output.check(f) != nil:
 		return verify.Options{}, f.output.check(f)
+	case f.function.check(f) != nil:
+		return verify.Options{}, f.function.check(f)
 	case f.format == "" && a.json, f.format == "json":
 		f.format, a.json = "json", true
 	case f.format == "":
@@ -360,6 +370,11 @@ func (a *App) verifyMerge(ctx context.Context, paths []string, f *verifyFlags, o
 		o.Engine.Memory = max(o.Engine.Memory-trip.Memory(o.Engine.Jobs), 1)
 	}
 	report, err := verify.Merged(ctx, inputs.base, inputs.sources, opts, merged, o)
+	if err == nil && f.function.on {
+		if err = f.function.openActivations(a, inputs); err == nil {
+			err = verify.Function(ctx, report, inputs.base, inputs.sources, opts, merged, f.function.options, o)
+		}
+	}
 	if err == nil && f.output.on {
 		err = verify.EndToEnd(ctx, report, inputs.base, inputs.sources, opts, merged, f.output.prompts, o)
 	}

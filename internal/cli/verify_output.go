@@ -28,7 +28,7 @@ func (f *outputFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.tokens, "tokens", "", "`FILE` with the ids: a JSON list, or a list of lists")
 	fs.Var(&f.sequences, "prompts", "sequences of ids to draw without --tokens (default 4)")
 	fs.Var(&f.each, "length", "ids of a sequence (default 32)")
-	fs.Uint64Var(&f.prompts.Seed, "seed", 0, "`NUMBER` that the ids are drawn with")
+	fs.Uint64Var(&f.prompts.Seed, "seed", 0, "`NUMBER` that ids, and probes of --function, are drawn with")
 	fs.Float64Var(&f.allowed.KL, "max-kl", 0, "mean divergence in `NATS` that a quantized model may have from its base")
 	fs.Float64Var(&f.allowed.Top1, "min-top1", 0, "`SHARE` of positions at which a quantized model must have the first token of its base, such as 0.95")
 }
@@ -46,7 +46,7 @@ func (f *outputFlags) check(v *verifyFlags) error {
 		}
 	}
 	for _, name := range []string{"tokens", "prompts", "length", "seed", "max-kl", "min-top1"} {
-		if f.set.Changed(name) && !f.on {
+		if f.set.Changed(name) && !f.on && !(name == "seed" && v.function.on) {
 			return usagef("--%s is for --end-to-end", name)
 		}
 		if f.set.Changed(name) && f.tokens != "" && (name == "prompts" || name == "length" || name == "seed") {

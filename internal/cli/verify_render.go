@@ -35,6 +35,7 @@ type (
 		LoftQ      *loftqJSON       `json:"loftq,omitempty"`
 		Quantized  *quantErrorsJSON `json:"quantized,omitempty"`
 		Conversion *conversionJSON  `json:"conversion,omitempty"`
+		Function   *functionJSON    `json:"function,omitempty"`
 		Output     *logitsOfJSON    `json:"end_to_end,omitempty"`
 	}
 	loftqJSON struct {
@@ -89,6 +90,7 @@ func describeFindings(path string, r *verify.Report, strict bool) verifyJSON {
 	}
 	doc.Summary.LoftQ, doc.Summary.Quantized = describeLoftQ(r.LoftQ), describeQuantized(r.Quantized)
 	doc.Summary.Output, doc.Summary.Conversion = describeOutput(r.Output), describeConversion(r.Conversion)
+	doc.Summary.Function = describeFunction(r.Function)
 	if m := r.Merge; m != nil {
 		doc.Summary.Merge = &mergedJSON{m.Unchanged, m.Changed, m.Values, m.Nearest, number(m.DeltaNorm), number(m.Survival)}
 	}
@@ -178,6 +180,7 @@ func printFindings(w io.Writer, p palette, doc verifyJSON) {
 		fmt.Fprintf(w, "quantized: the relative error of %s is %.4g\n", countOf(len(q.Tensors), "weight"), q.Error)
 	}
 	doc.Summary.Conversion.print(w)
+	doc.Summary.Function.print(w)
 	doc.Summary.Output.print(w)
 	if m := doc.Summary.Merge; m != nil {
 		fmt.Fprintf(w, "merge: %d tensors are as in the base, %d changed; the change has norm %.4g and %s of it is there; %s of %d values are the nearest\n",
