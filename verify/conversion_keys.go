@@ -23,9 +23,12 @@ func checkConvertedKeys(_ context.Context, c *conversionCheck, _ Options) error 
 	case across && folder.Config == nil:
 		return nil // a file of weights alone says nothing
 	case across:
-		k := &keyCheck{conversionCheck: c, keys: file.GGUF().Metadata(), config: configOf(folder)}
+		k := &keyCheck{conversionCheck: c, file: file, keys: file.GGUF().Metadata(), config: configOf(folder)}
 		k.arch, _, _ = k.keys.OptText("general.architecture")
 		k.run()
+		if err := k.checkFactors(); err != nil {
+			return err
+		}
 		return k.checkTokens(folder)
 	case c.base.GGUF() != nil:
 		c.compareMetadata()
@@ -38,6 +41,7 @@ func checkConvertedKeys(_ context.Context, c *conversionCheck, _ Options) error 
 // keyCheck compares the keys of a file with the settings of a folder.
 type keyCheck struct {
 	*conversionCheck
+	file   *checkpoint.Model
 	keys   *gguf.Metadata
 	arch   string
 	config settings

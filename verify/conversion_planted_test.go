@@ -318,6 +318,12 @@ var conversionFaults = []planted{
 			return encode(s.DType, x)
 		})
 	})},
+	{fault: "the scaling of Llama 3 lost on the way back", code: "key-differs", check: inFolderOf("llama3-7b1-chat", func(t *testing.T, dir string) {
+		edited(t, dir, "config.json", `"rope_type": "llama3"`, `"rope_type": "default"`)
+	})},
+	{fault: "another factor of Llama 3 on the way back", code: "key-differs", check: inFolderOf("llama3-7b1-chat", func(t *testing.T, dir string) {
+		edited(t, dir, "config.json", `"high_freq_factor": 4.0`, `"high_freq_factor": 4.001`)
+	})},
 	{fault: "another epsilon on the way back", code: "key-differs", check: inFolderOf("qwen3", func(t *testing.T, dir string) {
 		edited(t, dir, "config.json", "1e-05", "1e-06")
 	})},

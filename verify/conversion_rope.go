@@ -45,6 +45,86 @@ var scalingRules = map[string][]keyRule{
 	},
 }
 
+// factorsName is the tensor that has what Llama 3 divides the wavelengths by.
+const factorsName = "rope_freqs.weight"
+
+// maxFactors is far above half the size of any head.
+const maxFactors = 1 << 16
+
+// checkFactors compares the factors of a file with the scaling of Llama 3 in config.json:
+// the wavelength 2π·base^(2i/D) of pair i of D dimensions is divided by
+//
+//	1                          below original/high
+//	factor                     above original/low
+//	1 / ((1-s)/factor + s)     between, s = (original/wavelength - low) / (high - low)
+//
+// (modeling_rope_utils.py of transformers), which has no steps.
+func (k *keyCheck) checkFactors() error {
+	spec, stored := k.file.Lookup(factorsName)
+	v, _ := k.config.rope("rope_type", "type")
+	kind, _ := v.Text() // no text is no kind
+	want, ok := k.llama3()
+	switch {
+	case kind != "llama3" && !stored:
+		return nil
+	case kind != "llama3":
+		k.add("key-differs", "", "%s is there, but config.json has no scaling of the kind llama3", factorsName)
+		return nil
+	case !stored:
+		k.add("key-missing", "", "%s is not there; config.json has a scaling of the kind llama3", factorsName)
+		return nil
+	case !ok || spec.NumElements() != int64(len(want)):
+		k.add("key-differs", "", "%s has %d factors, by config.json there are %d", factorsName, spec.NumElements(), len(want))
+		return nil
+	}
+	r, ok, err := newReader(k.file, spec)
+	if err != nil || !ok {
+		return err
+	}
+	is := make([]float64, len(want))
+	if err := r.read(is, 0); err != nil {
+		return err
+	}
+	for i, f := range want {
+		if !(math.Abs(is[i]-f.value) <= f.noise) {
+			k.add("key-differs", "", "factor %d of %s is %v, by config.json %v", i, factorsName, is[i], f.value).measured(is[i], f.value)
+			return nil
+		}
+	}
+	return nil
+}
+
+// ropeFactor is a factor and what float32 arithmetic may make of it.
+type ropeFactor struct{ value, noise float64 }
+
+// llama3 computes the factors. In float32 a wavelength is off by six roundings at most, those
+// of the exponent counted as often as the logarithm of the base is large, which is below 2^5:
+// relative to itself, 2^-24·2^5·6. s is off by as much of original/wavelength, which is at
+// most high, over high - low, and the factor by that times its square; all else is less.
+func (k *keyCheck) llama3() ([]ropeFactor, bool) {
+	size, ok := k.turnedSize()
+	p := map[string]float64{"rope_theta": 10000, "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+	for name := range p {
+		v, _ := k.config.rope(name)
+		if f, err := v.Float(); err == nil {
+			p[name] = f
+		}
+	}
+	base, factor, low, high, original := p["rope_theta"], p["factor"], p["low_freq_factor"], p["high_freq_factor"], p["original_max_position_embeddings"]
+	if !ok || !(size >= 2 && size/2 <= maxFactors) || !(base > 0 && factor > 0 && low > 0 && high > low && original > 0) {
+		return nil, false
+	}
+	all := make([]ropeFactor, int(size)/2)
+	for i := range all {
+		wavelength := 2 * math.Pi * math.Pow(base, 2*float64(i)/size)
+		s := min(max((original/wavelength-low)/(high-low), 0), 1)
+		value := 1 / ((1-s)/factor + s)
+		ofS := 0x1p-19 * 6 * high / (high - low)
+		all[i] = ropeFactor{value, value*value*ofS*math.Abs(1-1/factor) + value*0x1p-21}
+	}
+	return all, true
+}
+
 // noWindow is what Phi 3 has for attention to the whole text.
 func (k *keyCheck) noWindow() (float64, bool) { return 0, k.arch == "phi3" }
 
