@@ -39,7 +39,8 @@ peers: build
 	$(PYTHON) testdata/gen/bnb_peers.py --loratool $(BIN)
 	$(PYTHON) testdata/gen/loftq_peers.py --loratool $(BIN)
 	$(PYTHON) testdata/gen/to_hf_peers.py --loratool $(BIN) $(if $(GGUF_MODEL),--model "$(GGUF_MODEL)")
-	@if [ -n "$(LLAMA)" ] && [ -n "$(LLAMA_BIN)" ]; then $(PYTHON) testdata/gen/convert_peers.py --loratool $(BIN) --llama "$(LLAMA)" --libs "$(LLAMA_BIN)"; \
+	@if [ -n "$(LLAMA)" ] && [ -n "$(LLAMA_BIN)" ]; then $(PYTHON) testdata/gen/convert_peers.py --loratool $(BIN) --llama "$(LLAMA)" --libs "$(LLAMA_BIN)" \
+	  && $(PYTHON) testdata/gen/adapter_gguf_peers.py --loratool $(BIN) --llama "$(LLAMA)" --libs "$(LLAMA_BIN)"; \
 	else echo "GGUF: conversions not run; LLAMA=source of llama.cpp v0.5.0, LLAMA_BIN=its libraries"; fi
 	@if [ -n "$(LLAMA_QUANTIZE)" ]; then $(PYTHON) testdata/gen/ggufquant_peers.py --loratool $(BIN) --quantize "$(LLAMA_QUANTIZE)"; \
 	else echo "GGUF: not compared; LLAMA_QUANTIZE=llama-quantize of llama.cpp v0.5.0"; fi

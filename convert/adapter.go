@@ -127,8 +127,16 @@ func (c *adapterPlanner) refuse() error {
 		return c.instead("it was made by changing the base (init_lora_weights): its factors are not the change")
 	case len(k.LayerReplication) > 0:
 		return c.instead("its layers are copies of the base's (layer_replication), which a GGUF base does not have")
-	case len(c.from.Saved) > 0:
-		return c.instead("it replaces %d tensors as a whole, %q first: a LoRA adapter of llama.cpp holds pairs of factors", len(c.from.Saved), c.from.Saved[0].Name)
+	}
+	var copies []string
+	for _, s := range c.from.Saved {
+		if !s.BaseCopy {
+			return c.instead("it replaces %d tensors as a whole, %q first: a LoRA adapter of llama.cpp holds pairs of factors", len(c.from.Saved), s.Name)
+		}
+		copies = append(copies, s.Spec.Name)
+	}
+	if len(copies) > 0 {
+		c.decide("base-copies", "these are the base's own weights under adapted tables, which PEFT saves beside the factors: they are left out", copies...)
 	}
 	for _, m := range c.from.Modules {
 		for _, part := range slices.Sorted(maps.Keys(m.Parts)) {
@@ -175,6 +183,11 @@ func (c *adapterPlanner) addTargets() error {
 	aligned, err := adapter.Align(c.from, c.base, adapter.Family{ModelType: config.ModelType(), Layers: layers})
 	if err != nil {
 		return err
+	}
+	for _, s := range c.from.Saved {
+		if own, ok := c.base.Lookup(aligned.BaseName(s.Name)); ok && !own.Shape.Equal(s.Spec.Shape) {
+			return c.instead("its copy of %q is %v, the base has %v: the vocabulary was resized", s.Name, s.Spec.Shape, own.Shape)
+		}
 	}
 	for _, t := range aligned.Targets {
 		source, err := c.sourceOf(t)

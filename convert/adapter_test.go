@@ -359,6 +359,26 @@ func TestAdapterScale(t *testing.T) {
 	}
 }
 
+// TestAdapterCopies: copies of the base's tables beside their factors are left out, and said
+// so; of a table that was resized they are no copies.
+func TestAdapterCopies(t *testing.T) {
+	base := open(t, filepath.Join(ggufGolden, "llama", "expected-f16.gguf"))
+	for _, rows := range []int64{288, 290} {
+		p := newPEFT(4, nil)
+		p.matrix("base_model.model.lm_head.lora_A.weight", 2, 32)
+		p.matrix("base_model.model.lm_head.lora_B.weight", 288, 2)
+		p.matrix("base_model.model.lm_head.base_layer.weight", rows, 32)
+		c, err := convert.Plan(open(t, p.write(t)), convert.Options{Output: "x.gguf", Base: base})
+		var instead *convert.MergeInsteadError
+		switch {
+		case rows != 288 && !errors.As(err, &instead):
+			t.Errorf("%d rows: %v", rows, err)
+		case rows == 288 && (err != nil || len(c.Layout.Files[0].Tensors()) != 2 || c.Plan.Decisions[0].Code != "base-copies"):
+			t.Errorf("%d rows: %v", rows, err)
+		}
+	}
+}
+
 // TestAdapterRefused: what no adapter of llama.cpp can hold is named, with the way out.
 func TestAdapterRefused(t *testing.T) {
 	base := filepath.Join(ggufGolden, "llama", "expected-f16.gguf")
