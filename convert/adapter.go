@@ -173,12 +173,18 @@ func (c *adapterPlanner) openBase() error {
 
 // addTargets finds the tensors of GGUF that the modules of the adapter change.
 func (c *adapterPlanner) addTargets() error {
+	config := hfrepo.NewConfig(c.base.Config)
+	_, stored := c.base.Lookup("lm_head.weight")
+	tied := !stored && arch.HasHead(config.Architecture())
 	for _, m := range c.from.Modules {
-		if _, stored := c.base.Lookup("lm_head.weight"); !stored && (m.Name == "lm_head" || strings.HasSuffix(m.Name, ".lm_head")) {
+		_, isTable := m.Part("lora_embedding_A")
+		switch {
+		case tied && (m.Name == "lm_head" || strings.HasSuffix(m.Name, ".lm_head")):
 			return c.instead("it changes the head, which the base ties to its embedding: llama.cpp has one tensor for both")
+		case tied && isTable:
+			return c.instead("it changes the embedding, to which the base ties its head: llama.cpp would use the factors for both, and stops at their shapes")
 		}
 	}
-	config := hfrepo.NewConfig(c.base.Config)
 	layers, _ := config.Layers()
 	aligned, err := adapter.Align(c.from, c.base, adapter.Family{ModelType: config.ModelType(), Layers: layers})
 	if err != nil {

@@ -184,6 +184,9 @@ func TestAdapterOfFamilies(t *testing.T) {
 				module, isWeight := strings.CutSuffix(s.Name, ".weight")
 				adapted := isWeight && len(s.Shape) == 2 && len(found) > 0 &&
 					(adapter.HasGGUFProduct(strings.TrimSuffix(found[0].Name, ".weight")) || found[0].Name == "token_embd.weight")
+				if _, head := base.Lookup("lm_head.weight"); !head && arch.HasHead(hfrepo.NewConfig(base.Config).Architecture()) && adapted && found[0].Name == "token_embd.weight" {
+					adapted = false // the head is tied to it
+				}
 				if adapted && (found[0].Expert < 0 || found[0].Expert != 1) { // an expert stays without
 					rank, alpha := int64(1+j%3), float64(1+j%4)
 					if found[0].Expert >= 0 {
@@ -406,6 +409,10 @@ func TestAdapterRefused(t *testing.T) {
 			p.matrix("base_model.model.lm_head"+a, 2, 16)
 			p.matrix("base_model.model.lm_head"+b, 48, 2)
 		}), filepath.Join(golden, "convert", "expected", "gemma3.gguf"), "ties to its embedding", true},
+		{"tied embedding", pairOf(nil, func(p *peft) {
+			p.matrix("base_model.model.model.embed_tokens.lora_embedding_A", 2, 48)
+			p.matrix("base_model.model.model.embed_tokens.lora_embedding_B", 16, 2)
+		}), filepath.Join(golden, "convert", "models", "gemma3"), "to which the base ties its head", true},
 		{"another model", pairOf(nil, nil), filepath.Join(golden, "convert", "expected", "qwen3.gguf"), "do not fit", false},
 		{"another rank", pairOf(map[string]any{"r": 4}, nil), base, "its rank is 2, the config says 4", false},
 		{"an adapter as base", pairOf(nil, nil), filepath.Join(ggufGolden, "llama", "lora-all", "expected-f32.gguf"), "not the model that the adapter is for", false},
