@@ -100,6 +100,9 @@ var codes = []Code{
 	{"token-differs", familyConversion, Error, "tokens or merges are others than in the base's tokenizer", "tokens that differ", "0"},
 	{"vocabulary-lost", familyConversion, Error, "there are fewer tokens than the base's tokenizer has", "tokens", "tokens of the base"},
 
+	{"tokenizer-differs", familyConversion, Error, "tokenizer.json and the tokenizer of the file make other tokens of a text", "", ""},
+	{"tokenizer-not-run", familyConversion, Info, "a tokenizer has parts that are not known here: no text is compared", "", ""},
+
 	{"function-differs", familyFunction, Error, "outputs of a module are farther from those of base and adapters than roundings explain", "largest difference of the first", "what roundings can do"},
 	{"function-scale", familyFunction, Error, "the outputs of a module hold the change at another scale than the merge", "scale of the change", "scale that rounding the merge explains"},
 	{"function-drowned", familyFunction, Info, "roundings of outputs hide the scale of the change of a module", "uncertainty of the scale", "0.5"},

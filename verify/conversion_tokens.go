@@ -27,7 +27,10 @@ func (k *keyCheck) checkTokens(folder *checkpoint.Model) error {
 	for _, kind := range []struct{ name, key string }{{"bos", "bos"}, {"eos", "eos"}, {"pad", "padding"}, {"unk", "unknown"}} {
 		k.compareToken(kind.name, "tokenizer.ggml."+kind.key+"_token_id", v.config, around)
 	}
-	return k.compareTemplate(s, v.config)
+	if err := k.compareTemplate(s, v.config); err != nil {
+		return err
+	}
+	return k.compareEncoding(s)
 }
 
 // object reads a JSON file of a folder; an empty one if there is none, or none that can be
