@@ -10,58 +10,14 @@ import (
 // tokenFinder finds added tokens in a text: the leftmost, the longest of those that begin
 // at one place.
 type tokenFinder struct {
-	root   *trie
-	tokens []AddedToken
-}
-
-// trie is a tree of the bytes of texts; value is -1 where none ends.
-type trie struct {
-	value int
-	next  map[byte]*trie
-}
-
-func newTrie() *trie { return &trie{value: -1} }
-
-// add keeps the value that was there first.
-func (t *trie) add(text string, value int) {
-	for i := range len(text) {
-		child, ok := t.next[text[i]]
-		if !ok {
-			child = newTrie()
-			if t.next == nil {
-				t.next = make(map[byte]*trie)
-			}
-			t.next[text[i]] = child
-		}
-		t = child
-	}
-	if t.value < 0 {
-		t.value = value
-	}
-}
-
-// prefixes calls found with the end and the value of every text that text begins with,
-// the shortest first.
-func (t *trie) prefixes(text string, found func(end, value int)) {
-	for i := 0; ; i++ {
-		if t.value >= 0 {
-			found(i, t.value)
-		}
-		if i == len(text) {
-			return
-		}
-		child, ok := t.next[text[i]]
-		if !ok {
-			return
-		}
-		t = child
-	}
+	prefixes prefixes
+	tokens   []AddedToken
 }
 
 // readAdded makes the finders. The library gives a token of the model the model's id,
 // whatever the file says: files where the two differ are refused.
 func (e *Encoder) readAdded(f *Fast, vocab map[string]int) error {
-	e.raw, e.normal = &tokenFinder{root: newTrie()}, &tokenFinder{root: newTrie()}
+	e.raw, e.normal = new(tokenFinder), new(tokenFinder)
 	e.added = make(map[int64]AddedToken)
 	for _, t := range f.Added {
 		if t.Content == "" {
@@ -86,10 +42,12 @@ func (e *Encoder) readAdded(f *Fast, vocab map[string]int) error {
 		}
 		e.added[t.ID] = AddedToken{ID: t.ID, Content: content, Special: t.Special}
 		if content != "" {
-			finder.root.add(content, len(finder.tokens))
+			finder.prefixes.add(content, len(finder.tokens))
 		}
 		finder.tokens = append(finder.tokens, t)
 	}
+	e.raw.prefixes.sort()
+	e.normal.prefixes.sort()
 	return nil
 }
 
@@ -105,7 +63,7 @@ func (f *tokenFinder) cut(p piece) []piece {
 	done := 0
 	for at := 0; at < len(p.text); {
 		index, end := -1, 0
-		f.root.prefixes(p.text[at:], func(length, value int) { index, end = value, at+length })
+		f.prefixes.find(p.text[at:], func(length, value int) { index, end = value, at+length })
 		if index < 0 {
 			at++
 			continue

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -269,7 +270,7 @@ func (m *wordPiece) longest(word string, at int) (id, end int) {
 type unigram struct {
 	vocab   map[string]int
 	scores  []float64
-	trie    *trie
+	texts   prefixes
 	unknown int // -1 where there is none
 	penalty float64
 	bytes   bool
@@ -280,7 +281,7 @@ type unigram struct {
 const unknownPenalty = 10
 
 func newUnigram(c *config, vocab map[string]int, keep func(int, string)) (*unigram, error) {
-	m := &unigram{vocab: vocab, trie: newTrie(), unknown: int(c.number("unk_id", -1)), bytes: c.flag("byte_fallback", false)}
+	m := &unigram{vocab: vocab, unknown: int(c.number("unk_id", -1)), bytes: c.flag("byte_fallback", false)}
 	entries, err := c.object.Items("vocab")
 	if err != nil {
 		return nil, fmt.Errorf("model: %w", err)
@@ -295,13 +296,14 @@ func newUnigram(c *config, vocab map[string]int, keep func(int, string)) (*unigr
 			return nil, fmt.Errorf("model: vocab: %q is there twice, as %d and %d", text, other, id)
 		}
 		keep(id, text)
-		m.trie.add(text, id)
+		m.texts.add(text, id)
 		m.scores = append(m.scores, score)
 		lowest = min(lowest, score)
 	}
 	if m.unknown >= len(entries) {
 		return nil, fmt.Errorf("model: the unknown token is %d of %d", m.unknown, len(entries))
 	}
+	m.texts.sort()
 	m.penalty = lowest - unknownPenalty
 	return m, nil
 }
@@ -319,8 +321,32 @@ func scored(entry strictjson.Value) (string, float64, error) {
 	if err != nil {
 		return "", 0, err
 	}
+	literal, err := pair[1].Literal()
+	if err != nil {
+		return "", 0, err
+	}
+	if score, ok := libraryFloat(literal); ok {
+		return text, score, nil
+	}
 	score, err := pair[1].Float()
 	return text, score, err
+}
+
+// libraryFloat reads -D.DDD as the library does (serde_json without float_roundtrip): the
+// digits as a whole number, over a power of ten. The last bit may be another one than that
+// of the nearest number, and it decides between words that can be taken apart in two ways.
+func libraryFloat(literal string) (float64, bool) {
+	digits, negative := strings.CutPrefix(literal, "-")
+	whole, fraction, _ := strings.Cut(digits, ".")
+	n, err := strconv.ParseUint(whole+fraction, 10, 64)
+	if err != nil || len(fraction) > 22 { // powers of ten are exact up to here
+		return 0, false
+	}
+	score := float64(n) / math.Pow10(len(fraction))
+	if negative {
+		score = -score
+	}
+	return score, true
 }
 
 // node is the best way to an end of a prefix of a word: its last token begins at start.
@@ -342,7 +368,7 @@ func (m *unigram) tokens(word string) ([]int, error) {
 	for at, r := range word {
 		size := utf8.RuneLen(r)
 		single := false
-		m.trie.prefixes(word[at:], func(length, id int) {
+		m.texts.find(word[at:], func(length, id int) {
 			best[at+length].reach(best[at].score+m.scores[id], at, id)
 			single = single || length == size
 		})

@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -51,24 +52,70 @@ func newNormalizer(c *config) (normalizer, error) {
 	}
 }
 
-// maxMarks is how many marks x/text lets follow each other: into a longer run it puts a
-// joiner, which the tokenizers library does not.
-const maxMarks = 30
-
 // composed brings a text into a normal form of Unicode.
 func composed(form norm.Form) normalizer {
 	return func(p piece) (piece, error) {
-		marks := 0
-		for _, r := range p.text {
-			if !unicode.Is(unicode.M, r) {
-				marks = 0
-			} else if marks++; marks > maxMarks/3 { // one mark decomposes into three at most
-				return p, &UnsupportedError{"normalizer", "a run of many combining marks in the text"}
-			}
+		if manyMarks(p.text) {
+			p.text = byDefinition(p.text, form)
+		} else {
+			p.text = form.String(p.text)
 		}
-		p.text = form.String(p.text)
 		return p, nil
 	}
+}
+
+// manyMarks reports a run of marks in which x/text may put a joiner, which the library
+// does not. It does so after 30 that follow each other (Unicode's stream-safe format); a
+// character brings 4 at most.
+func manyMarks(text string) bool {
+	run := 0
+	for _, r := range text {
+		if norm.NFD.PropertiesString(string(r)).CCC() == 0 {
+			run = 0
+		} else if run++; run > 6 {
+			return true
+		}
+	}
+	return false
+}
+
+// byDefinition takes the steps of a normal form one by one (Unicode 15, section 3.11):
+// every character is decomposed, marks are sorted by their classes, and characters are
+// composed with the one before, where nothing of their class lies between.
+func byDefinition(text string, form norm.Form) string {
+	class := func(r rune) uint8 { return norm.NFD.PropertiesString(string(r)).CCC() }
+	apart := map[norm.Form]norm.Form{norm.NFC: norm.NFD, norm.NFD: norm.NFD, norm.NFKC: norm.NFKD, norm.NFKD: norm.NFKD}[form]
+	var all []rune
+	for _, r := range text {
+		all = append(all, []rune(apart.String(string(r)))...)
+	}
+	for start := 0; start < len(all); start++ {
+		end := start
+		for end < len(all) && class(all[end]) != 0 {
+			end++
+		}
+		slices.SortStableFunc(all[start:end], func(a, b rune) int { return int(class(a)) - int(class(b)) })
+		start = end
+	}
+	if form == apart {
+		return string(all)
+	}
+	var out []rune
+	starter, last := -1, uint8(0) // where the last one of class 0 is, and the class after it
+	for _, r := range all {
+		c := class(r)
+		if starter >= 0 && (last < c || starter == len(out)-1) {
+			if pair := []rune(norm.NFC.String(string([]rune{out[starter], r}))); len(pair) == 1 {
+				out[starter] = pair[0]
+				continue
+			}
+		}
+		out, last = append(out, r), c
+		if c == 0 {
+			starter = len(out) - 1
+		}
+	}
+	return string(out)
 }
 
 // each replaces every character by a text; what is deleted from the front moves the
