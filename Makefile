@@ -38,6 +38,7 @@ peers: build
 	$(PYTHON) testdata/gen/bnb_golden.py --check
 	$(PYTHON) testdata/gen/bnb_peers.py --loratool $(BIN)
 	$(PYTHON) testdata/gen/loftq_peers.py --loratool $(BIN)
+	$(PYTHON) testdata/gen/tokenizer_peers.py
 	$(PYTHON) testdata/gen/to_hf_peers.py --loratool $(BIN) $(if $(GGUF_MODEL),--model "$(GGUF_MODEL)")
 	@if [ -n "$(LLAMA)" ] && [ -n "$(LLAMA_BIN)" ]; then $(PYTHON) testdata/gen/convert_peers.py --loratool $(BIN) --llama "$(LLAMA)" --libs "$(LLAMA_BIN)" \
 	  && $(PYTHON) testdata/gen/adapter_gguf_peers.py --loratool $(BIN) --llama "$(LLAMA)" --libs "$(LLAMA_BIN)"; \
