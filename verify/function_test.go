@@ -100,8 +100,7 @@ func TestFunctionOfPEFT(t *testing.T) {
 }
 
 // TestFunctionFaults: an adapter that is not applied, applied twice, at the scale of another
-// formula, with rows in another order, or left out of one layer, is found in every module it
-// concerns; only roundings of the outputs may hide it, and then that is said.
+// formula, or left out of one layer, is found in every module it concerns; only roundings of the outputs may hide it, and then that is said.
 func TestFunctionFaults(t *testing.T) {
 	for _, name := range []string{"lora-llama-rslora", "lora-gpt2-linear", "loha-llama"} {
 		base := "llama"
