@@ -43,7 +43,7 @@ type adapterPlanner struct {
 	*planner // whose source is the adapter
 	from     *adapter.Adapter
 	base     *checkpoint.Model // as Hugging Face knows it
-	family   *arch.GGUFFamily
+	family   *arch.Family
 	heads    int64
 	kvHeads  int64
 	experts  int64
@@ -167,7 +167,7 @@ func (c *adapterPlanner) openBase() error {
 		return err
 	}
 	c.family, c.heads, c.kvHeads = g.family, g.heads, g.kvHeads
-	c.experts, _ = g.intOr(0, "num_local_experts", "num_experts")
+	c.experts, _ = g.sizeOf("expert_count")
 	return nil
 }
 

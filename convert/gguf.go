@@ -24,7 +24,7 @@ const ggufExt = ".gguf"
 // ggufPlanner is the state of a conversion to GGUF.
 type ggufPlanner struct {
 	*planner
-	family  *arch.GGUFFamily
+	family  *arch.Family
 	class   string             // architectures[0]
 	hparams *strictjson.Object // config.json
 	tokens  int64              // rows that an embedding may have; 0 for all it has
@@ -93,32 +93,22 @@ func (g *ggufPlanner) open() error {
 // readSizes reads what the tensors depend on.
 func (g *ggufPlanner) readSizes() (err error) {
 	g.hparams = g.source.Config
-	if g.family.Name == "granite" {
-		// The converter does not look at it.
-		g.hparams = strictjson.NewObject()
-		for key, v := range g.source.Config.All() {
-			if key != "head_dim" {
-				g.hparams.Set(key, v)
-			}
+	for _, size := range []struct {
+		key string
+		to  *int64
+	}{{"block_count", &g.layers}, {"attention.head_count", &g.heads}, {"attention.head_count_kv", &g.kvHeads}} {
+		if *size.to, err = g.sizeOf(size.key); err != nil {
+			return err
 		}
 	}
-	if g.layers, err = g.mustInt("n_layers", "num_hidden_layers", "n_layer", "num_layers"); err != nil {
-		return err
+	if g.kvHeads == 0 {
+		g.kvHeads = g.heads
 	}
-	if g.heads, err = g.intOr(defaultHeads[g.family.Name], "n_heads", "num_attention_heads", "n_head"); err != nil {
-		return err
-	}
-	if g.kvHeads, err = g.intOr(g.heads, "n_kv_heads", "num_key_value_heads"); err != nil {
-		return err
-	}
-	if g.heads <= 0 || g.kvHeads <= 0 || g.layers <= 0 {
+	if g.heads <= 0 || g.layers <= 0 {
 		return g.errorf("its config.json has %d layers, %d heads, %d key-value heads", g.layers, g.heads, g.kvHeads)
 	}
 	return nil
 }
-
-// defaultHeads are the heads of families whose config may leave them out.
-var defaultHeads = map[string]int64{"gemma3": 8}
 
 // sources are the names of the tensors in the order of the converter: file by file,
 // sorted by name.

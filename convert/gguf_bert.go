@@ -14,30 +14,11 @@ import (
 // This file converts models of embeddings (llama.cpp, conversion/bert.py), alone or in a
 // folder of sentence-transformers.
 
-// bertKeys are the common ones, and how the embeddings of a text become one.
-func (g *ggufPlanner) bertKeys() error {
-	if err := g.mustBe("hidden_act", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"); err != nil {
-		return err
-	}
-	if err := g.mustBe("position_embedding_type", "absolute"); err != nil {
-		return err
-	}
-	if err := g.mustNot("is_decoder", true); err != nil {
-		return err
-	}
-	if err := g.commonKeys(); err != nil {
-		return err
-	}
-	context, err := g.mustInt("max_position_embeddings")
-	if err != nil {
-		return err
-	}
-	if err := g.checkRows("position_embd.weight", context, "max_position_embeddings"); err != nil {
-		return err
-	}
-	if err := g.checkRows("token_types.weight", int64(g.vocab.segments), "type_vocab_size"); err != nil {
-		return err
-	}
+// poolingKey says how the embeddings of a text become one.
+const poolingKey = "pooling_type"
+
+// embeddingKeys say that tokens see what follows, and what follows the model.
+func (g *ggufPlanner) embeddingKeys() error {
 	param(g, "attention.causal", false)
 	return g.poolingKeys()
 }
@@ -97,7 +78,7 @@ func (g *ggufPlanner) poolingKeys() error {
 		case "Normalize":
 			g.decide("normalize", "embeddings are of length 1 after the model's last module: a GGUF file has no place for it, the runtime does it when it is asked to")
 		case "Pooling":
-			if err := g.poolingKey(path); err != nil {
+			if err := g.readPooling(path); err != nil {
 				return err
 			}
 		default:
@@ -107,8 +88,8 @@ func (g *ggufPlanner) poolingKeys() error {
 	return nil
 }
 
-// poolingKey reads the settings of a module.
-func (g *ggufPlanner) poolingKey(folder string) error {
+// readPooling reads the settings of a module.
+func (g *ggufPlanner) readPooling(folder string) error {
 	file := filepath.Join(folder, poolingFile)
 	if !filepath.IsLocal(file) {
 		return g.inFile(modulesFile, fmt.Errorf("the path %q leaves the folder", folder))
@@ -142,7 +123,7 @@ func (g *ggufPlanner) poolingKey(folder string) error {
 		}
 		return g.inFile(file, fmt.Errorf("the pooling is %q; one of mean, cls and lasttoken can be converted", strings.Join(on, ", ")))
 	}
-	param(g, "pooling_type", poolingTypes[i].number)
+	param(g, poolingKey, poolingTypes[i].number)
 	return nil
 }
 

@@ -138,11 +138,31 @@ func TestSpacesMarked(t *testing.T) {
 	}
 }
 
-// TestFamilyKeys guards that whatever has names has keys.
-func TestFamilyKeys(t *testing.T) {
-	for _, class := range arch.GGUFArchitectures() {
-		if f, _ := arch.GGUFOf(class); ggufFamilyKeys[f.Name] == nil {
-			t.Errorf("%s: no keys for %s", class, f.Name)
+// TestFamilyTables guards that every rule that a table names is one, that every rule has a
+// family, and that every family states what no file of it goes without.
+func TestFamilyTables(t *testing.T) {
+	used := make(map[arch.Rule]bool)
+	for _, name := range arch.GGUFNames() {
+		for _, f := range arch.GGUFNamed(name) {
+			for _, key := range []string{"block_count", "context_length", "embedding_length", "attention.head_count"} {
+				if p, ok := f.Param(key); !ok || !p.Need.GGUF() || p.BackName() == "" {
+					t.Errorf("%s: %s is %+v", name, key, p)
+				}
+			}
+			if !f.Has(arch.FileType) || f.ModelType == "" {
+				t.Errorf("%s: no file type, or model type", name)
+			}
+			for _, p := range f.Params {
+				if _, ok := rules[p.Rule]; ok == (p.Rule == "") || (p.Key == "") != (p.Rule != "") {
+					t.Errorf("%s: row %+v", name, p)
+				}
+				used[p.Rule] = true
+			}
+		}
+	}
+	for r := range rules {
+		if !used[r] {
+			t.Errorf("no family has the rule %q", r)
 		}
 	}
 }

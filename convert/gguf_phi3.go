@@ -2,48 +2,29 @@ package convert
 
 import "math"
 
-// phi3Keys are those of Phi 3 and 4, which have an order of their own (llama.cpp,
-// conversion/phi.py). A window of 0 is how a runtime tells Phi 4 from Phi 3.
-func (g *ggufPlanner) phi3Keys() error {
-	if err := g.mustBe("hidden_act", "silu", "swish"); err != nil {
-		return err
+// This file converts the rotary embeddings of Phi 3 and 4 (llama.cpp, conversion/phi.py).
+
+func (g *ggufPlanner) longContextKey() error {
+	p, err := g.phi3Rope()
+	if err == nil {
+		param(g, "rope.scaling.original_context_length", uint32(p.original))
 	}
+	return err
+}
+
+func (g *ggufPlanner) longRotaryKeys() error {
 	p, err := g.phi3Rope()
 	if err != nil {
 		return err
 	}
-	context, err := g.mustInt("n_positions", "max_position_embeddings")
-	if err != nil {
-		return err
-	}
-	param(g, "context_length", uint32(context))
-	param(g, "rope.scaling.original_context_length", uint32(p.original))
-	if err := g.mustInts(
-		setting{"embedding_length", []string{"hidden_size", "n_embd"}},
-		setting{"feed_forward_length", []string{"intermediate_size"}},
-	); err != nil {
-		return err
-	}
-	param(g, "block_count", uint32(g.layers))
-	param(g, "attention.head_count", uint32(g.heads))
-	param(g, "attention.head_count_kv", uint32(g.kvHeads))
-	epsilon, err := g.mustFloat("rms_norm_eps")
-	if err != nil {
-		return err
-	}
-	param(g, "attention.layer_norm_rms_epsilon", float32(epsilon))
 	param(g, "rope.dimension_count", uint32(p.rotated))
 	base, ok, err := p.float("rope_theta")
 	if err == nil && !ok {
 		err = g.errorf("its config.json has no rope_theta")
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		param(g, "rope.freq_base", float32(base))
 	}
-	param(g, "rope.freq_base", float32(base))
-	set(g, "general.file_type", fileTypes[g.fixed])
-	window, _, err := g.optInt("sliding_window")
-	param(g, "attention.sliding_window", uint32(window))
 	return err
 }
 
@@ -68,7 +49,7 @@ func (g *ggufPlanner) phi3Rope() (*phi3Rope, error) {
 		return nil, g.errorf("its config.json has no original_max_position_embeddings that is a number of positions")
 	}
 	p.original = int64(original)
-	hidden, err := g.mustInt("hidden_size", "n_embd")
+	hidden, err := g.sizeOf("embedding_length")
 	if err != nil {
 		return nil, err
 	}
@@ -83,14 +64,14 @@ func (g *ggufPlanner) phi3Rope() (*phi3Rope, error) {
 	return p, err
 }
 
-// longFactors adds what the wavelengths are divided by in long and in short texts, of a
+// addLongFactors adds what the wavelengths are divided by in long and in short texts, of a
 // model that was made for longer ones than it was first trained on, and the key that its
 // attention is scaled with. With s the ratio of both lengths and n the shorter one:
 //
 //	sqrt(1 + ln s / ln n)   longrope, also called su
 //	0.1 ln s + 1            yarn
 //	1                       where s is at most 1
-func (g *ggufPlanner) longFactors() error {
+func (g *ggufPlanner) addLongFactors() error {
 	p, err := g.phi3Rope()
 	if err != nil {
 		return err
@@ -117,26 +98,47 @@ func (g *ggufPlanner) longFactors() error {
 		return g.errorf("its rope scaling has a long_factor of %d numbers and a short_factor of %d; expected %d, half of the dimensions that are rotated",
 			len(long), len(short), p.rotated/2)
 	}
-	context, err := g.mustInt("n_positions", "max_position_embeddings")
+	context, err := g.sizeOf("context_length")
 	if err != nil {
 		return err
 	}
-	attention := 1.0
+	var attention float64
 	switch scale := float64(context) / float64(p.original); {
 	case kind != "su" && kind != "longrope" && kind != "yarn":
 		return g.errorf("its rope scaling is %q; of Phi 3 longrope, su and yarn can be converted", kind)
-	case scale <= 1:
-	case kind == "yarn":
+	case kind == "yarn" && scale > 1:
 		attention = float64(0.1*math.Log(scale)) + 1
 	default:
-		attention = math.Sqrt(1 + math.Log(scale)/math.Log(float64(p.original)))
+		attention = longAttention(context, p.original)
+	}
+	// transformers takes a stated factor, the converter looks at none.
+	if stated, ok, err := p.float("attention_factor"); err != nil {
+		return err
+	} else if ok {
+		attention = stated
 	}
 	g.text("general.architecture", g.family.Name) // the first key of every file
 	param(g, "rope.scaling.attn_factor", float32(attention))
-	if err := g.addFactors("rope_factors_long.weight", long); err != nil {
+	if err := g.addFactors(longFactors, long); err != nil {
 		return err
 	}
-	return g.addFactors("rope_factors_short.weight", short)
+	return g.addFactors(shortFactors, short)
+}
+
+// longFactors and shortFactors are the tensors of the factors.
+const (
+	longFactors  = "rope_factors_long.weight"
+	shortFactors = "rope_factors_short.weight"
+)
+
+// longAttention is what longrope scales attention with, which transformers computes where
+// config.json has no attention_factor.
+func longAttention(context, original int64) float64 {
+	scale := float64(context) / float64(original)
+	if scale <= 1 {
+		return 1
+	}
+	return math.Sqrt(1 + math.Log(scale)/math.Log(float64(original)))
 }
 
 // factors returns a list of numbers; none if there is no such setting.

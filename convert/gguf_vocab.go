@@ -110,7 +110,7 @@ func (g *ggufPlanner) readVocabulary() error {
 	if err != nil {
 		return err
 	}
-	bytesOnly := g.bytesOnly(config)
+	bytesOnly := g.bytesOnly(config) || !hasPieces && fast != nil && g.family.Name == "phi3" && fast.Model == "BPE" && !fast.ByteFallback
 	switch {
 	case hasPieces && !bytesOnly:
 		err = g.sentencePieces(pieces, fast, config)

@@ -2,7 +2,6 @@ package convert
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,7 +63,7 @@ type hfPlanner struct {
 	source *checkpoint.Model
 	keys   *gguf.Metadata
 	arch   string // general.architecture
-	family *arch.GGUFFamily
+	family *arch.Family
 
 	layers, heads, kvHeads, experts int64
 	stored                          map[string]tensor.Spec // by the names of GGUF
@@ -102,13 +101,12 @@ func (h *hfPlanner) open() error {
 		h.stored[s.Name] = s
 	}
 	families := arch.GGUFNamed(h.arch)
-	if len(families) == 0 || hfConfigs[h.arch] == nil {
-		return h.errorf("its architecture is %q, for which there are no tables; there are for %s", h.arch,
-			strings.Join(slices.Sorted(maps.Keys(hfConfigs)), ", "))
+	if len(families) == 0 {
+		return h.errorf("its architecture is %q, for which there are no tables; there are for %s", h.arch, strings.Join(arch.GGUFNames(), ", "))
 	}
 	h.family = families[0]
 	for _, f := range slices.Backward(families) {
-		if !slices.ContainsFunc(h.source.Specs(), func(s tensor.Spec) bool { return !isExtra(s.Name) && len(f.ToHF(s.Name)) == 0 }) {
+		if !slices.ContainsFunc(h.source.Specs(), func(s tensor.Spec) bool { return !isExtra(f, s.Name) && len(f.ToHF(s.Name)) == 0 }) {
 			h.family = f
 		}
 	}
@@ -184,16 +182,21 @@ func (h *hfPlanner) optFloat(key string) (float64, bool, error) {
 }
 
 // ropeFactors is the tensor that llama.cpp divides frequencies by. Hugging Face has a
-// formula in its place.
+// formula in its place, or lists in config.json.
 const ropeFactors = "rope_freqs.weight"
 
-// isExtra reports whether a tensor is none in Hugging Face.
-func isExtra(name string) bool { return name == ropeFactors }
+// isExtra reports whether a tensor of a family is none in Hugging Face.
+func isExtra(f *arch.Family, name string) bool {
+	if f.Has(arch.LongRotary) {
+		return name == longFactors || name == shortFactors
+	}
+	return name == ropeFactors
+}
 
 // addTensors gives every tensor its name in Hugging Face.
 func (h *hfPlanner) addTensors() error {
 	for _, s := range h.source.Specs() {
-		if isExtra(s.Name) {
+		if isExtra(h.family, s.Name) {
 			continue
 		}
 		found := h.family.ToHF(s.Name)

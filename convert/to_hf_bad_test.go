@@ -103,7 +103,7 @@ func TestFromGGUFRefused(t *testing.T) {
 		tensors     func([]gguf.Spec) []gguf.Spec
 		want        string
 	}{
-		{"architecture", "qwen3", put("general.architecture", "mamba"), nil, `"mamba", for which there are no tables; there are for gemma`},
+		{"architecture", "qwen3", put("general.architecture", "mamba"), nil, `"mamba", for which there are no tables; there are for bert`},
 		{"no architecture", "qwen3", put("general.architecture", ""), nil, "no tables"},
 		{"adapter", "qwen3", put("general.type", "lora"), nil, `general.type is "lora"`},
 		{"key", "qwen3", put("qwen3.attention.scale", float32(2)), nil, `key "qwen3.attention.scale": it is not known what it changes`},

@@ -7,128 +7,38 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/loratool/loratool/formats/arch"
 	"github.com/loratool/loratool/formats/tensor"
 	"github.com/loratool/loratool/internal/strictjson"
 )
 
-// This file builds config.json from the keys of a GGUF file, by tables. What a family has
-// by definition in llama.cpp (src/models of llama.cpp 0.5) is stated, whatever the default
-// of transformers is; what the file does not say and nothing computes with is left to that
-// default. A key of the architecture that is in no table may change what the model
-// computes, and is refused.
-
-// hfConfig is what a family's config.json is made of.
-type hfConfig struct {
-	class, modelType string
-	common, params   []hfParam
-	// rest adds what is no plain number.
-	rest func(*hfPlanner) error
-}
-
-// hfParam is a key of the architecture and the setting it becomes.
-type hfParam struct {
-	key, name string
-	kind      paramKind
-}
-
-type paramKind int
-
-const (
-	whole         paramKind = iota // a whole number that must be there
-	optionalWhole                  // one that need not be
-	real                           // a number that must be there
-	optionalReal
-	read // by rest or by all families, which decide what becomes of it
-)
-
-// hfCommon are the settings of all families with RMS norms.
-var hfCommon = []hfParam{
-	{"context_length", "max_position_embeddings", whole},
-	{"embedding_length", "hidden_size", whole},
-	{"feed_forward_length", "intermediate_size", optionalWhole},
-	{"block_count", "num_hidden_layers", whole},
-	{"attention.head_count", "", read},
-	{"attention.head_count_kv", "", read},
-	{"attention.key_length", "", read},
-	{"attention.value_length", "", read},
-	{"attention.layer_norm_rms_epsilon", "rms_norm_eps", real},
-	{"attention.causal", "", read},
-	{"expert_count", "", read},
-	{"vocab_size", "", read},
-	{"rope.dimension_count", "", read},
-	{"rope.freq_base", "", read},
-	{"rope.scaling.type", "", read},
-	{"rope.scaling.factor", "", read},
-	{"rope.scaling.finetuned", "", read},
-	{"rope.scaling.original_context_length", "", read},
-	{"rope.scaling.yarn_ext_factor", "", read},
-	{"rope.scaling.yarn_attn_factor", "", read},
-	{"rope.scaling.yarn_beta_fast", "", read},
-	{"rope.scaling.yarn_beta_slow", "", read},
-}
-
-// hfConfigs are the families that can be converted from GGUF, by general.architecture.
-var hfConfigs map[string]*hfConfig
-
-func init() { // as rest reads the table
-	hfConfigs = map[string]*hfConfig{
-		"llama": {"LlamaForCausalLM", "llama", hfCommon, []hfParam{{"expert_used_count", "num_experts_per_tok", optionalWhole}}, (*hfPlanner).llamaConfig},
-		"qwen2": {"Qwen2ForCausalLM", "qwen2", hfCommon, nil, (*hfPlanner).qwenConfig},
-		"qwen3": {"Qwen3ForCausalLM", "qwen3", hfCommon, nil, (*hfPlanner).qwenConfig},
-		"qwen2moe": {"Qwen2MoeForCausalLM", "qwen2_moe", hfCommon, []hfParam{
-			{"expert_used_count", "num_experts_per_tok", whole},
-			{"expert_feed_forward_length", "moe_intermediate_size", optionalWhole},
-			{"expert_shared_feed_forward_length", "shared_expert_intermediate_size", optionalWhole},
-		}, (*hfPlanner).qwenConfig},
-		"qwen3moe": {"Qwen3MoeForCausalLM", "qwen3_moe", hfCommon, []hfParam{
-			{"expert_used_count", "num_experts_per_tok", whole},
-			{"expert_feed_forward_length", "moe_intermediate_size", optionalWhole},
-		}, (*hfPlanner).qwenConfig},
-		"gemma": {"GemmaForCausalLM", "gemma", hfCommon, nil, (*hfPlanner).gemmaConfig},
-		"gemma2": {"Gemma2ForCausalLM", "gemma2", hfCommon, []hfParam{
-			{"attention.sliding_window", "sliding_window", whole},
-			{"attn_logit_softcapping", "attn_logit_softcapping", optionalReal},
-			{"final_logit_softcapping", "final_logit_softcapping", optionalReal},
-		}, (*hfPlanner).gemmaConfig},
-		"gemma3": {"Gemma3ForCausalLM", "gemma3_text", hfCommon, []hfParam{
-			{"attention.sliding_window", "sliding_window", optionalWhole},
-			{"final_logit_softcapping", "final_logit_softcapping", optionalReal},
-			{"rope.freq_base_swa", "rope_local_base_freq", optionalReal},
-		}, (*hfPlanner).gemmaConfig},
-		"gpt2": {"GPT2LMHeadModel", "gpt2", nil, []hfParam{
-			{"context_length", "n_positions", whole},
-			{"embedding_length", "n_embd", whole},
-			{"block_count", "n_layer", whole},
-			{"attention.head_count", "n_head", whole},
-			{"attention.layer_norm_epsilon", "layer_norm_epsilon", real},
-			{"feed_forward_length", "", read},
-			{"vocab_size", "", read},
-		}, (*hfPlanner).gpt2Config},
-	}
-}
+// This file builds config.json from the keys of a GGUF file, by the tables of formats/arch.
+// What a family has by definition in llama.cpp (src/models of llama.cpp 0.5) is stated,
+// whatever the default of transformers is; what the file does not say and nothing computes
+// with is left to that default. A key of the architecture that is in no table may change
+// what the model computes, and is refused.
 
 // buildConfig makes config.json.
 func (h *hfPlanner) buildConfig() error {
-	family := hfConfigs[h.arch]
 	h.config = strictjson.NewObject()
-	h.config.Set("architectures", strictjson.NewStrings([]string{family.class}))
-	h.config.Set("model_type", strictjson.NewString(family.modelType))
-	params := slices.Concat(family.common, family.params)
-	if err := h.refuseUnknown(params); err != nil {
-		return err
-	}
-	for _, p := range params {
-		if err := h.setParam(p); err != nil {
+	h.setClass(h.family.Architectures[0], h.family.ModelType)
+	for _, step := range []func() error{h.refuseUnknown, h.numberConfig, h.vocabConfig, h.biasConfig} {
+		if err := step(); err != nil {
 			return err
 		}
 	}
-	steps := []func() error{h.vocabConfig, func() error { return family.rest(h) }}
-	if family.common != nil {
-		steps = slices.Concat([]func() error{h.headConfig, h.ropeConfig}, steps)
+	for _, f := range h.family.Fixed {
+		if len(f.Texts) > 0 {
+			h.setText(f.Name, f.Texts[0])
+		} else {
+			h.setBool(f.Name, f.Flag)
+		}
 	}
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
+	for _, p := range h.family.Params { // rules may look at all that is there before
+		if from := rules[p.Rule].from; from != nil {
+			if err := from(h); err != nil {
+				return err
+			}
 		}
 	}
 	h.decide("config-defaults", "config.json is made from the keys of the file, which do not say how the model was initialised or trained: "+
@@ -136,38 +46,105 @@ func (h *hfPlanner) buildConfig() error {
 	return nil
 }
 
+// setClass says which class of transformers the model is.
+func (h *hfPlanner) setClass(class, modelType string) {
+	h.config.Set("architectures", strictjson.NewStrings([]string{class}))
+	h.setText("model_type", modelType)
+}
+
 // refuseUnknown names a key of the architecture that is in no table.
-func (h *hfPlanner) refuseUnknown(params []hfParam) error {
+func (h *hfPlanner) refuseUnknown() error {
+	known := []string{"vocab_size"}
+	for _, p := range h.family.Params {
+		known = append(append(known, p.Key), rules[p.Rule].keys...)
+	}
 	for key := range h.keys.All() {
 		name, ok := strings.CutPrefix(key, h.arch+".")
-		if ok && !slices.ContainsFunc(params, func(p hfParam) bool { return p.key == name }) {
+		if ok && !slices.Contains(known, name) {
 			return h.errorf("key %q: it is not known what it changes in a model of %q, so the model would not be the same in transformers", key, h.arch)
 		}
 	}
 	return nil
 }
 
+// numberConfig writes the settings that are plain numbers.
+func (h *hfPlanner) numberConfig() error {
+	for i, p := range h.family.Params {
+		later := slices.ContainsFunc(h.family.Params[i+1:], func(later arch.Param) bool { return later.Key == p.Key })
+		if p.Rule != "" || p.OneWay || later {
+			continue
+		}
+		if err := h.setParam(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // setParam writes one setting that is a number.
-func (h *hfPlanner) setParam(p hfParam) error {
-	switch p.kind {
-	case whole, optionalWhole:
-		n, ok, err := h.optInt(p.key)
-		if err == nil && !ok && p.kind == whole {
-			_, err = h.mustInt(p.key)
+func (h *hfPlanner) setParam(p arch.Param) error {
+	var whole int64
+	var real float64
+	var ok bool
+	var err error
+	if p.Kind == arch.Real {
+		real, ok, err = h.optFloat(p.Key)
+	} else {
+		whole, ok, err = h.optInt(p.Key)
+	}
+	switch {
+	case err != nil:
+		return err
+	case !ok && p.Need.GGUF():
+		return h.errorf("it has no key %s.%s", h.arch, p.Key)
+	case !ok && p.Null:
+		h.config.Set(p.BackName(), strictjson.NewNull())
+		return nil
+	case !ok:
+		return nil
+	case p.Kind == arch.Real:
+		return h.setFloat(h.config, p.BackName(), real)
+	}
+	h.setInt(p.BackName(), whole)
+	return nil
+}
+
+// biasConfig sets the switches of biases, by those of the first layer, and refuses biases
+// that the model would not have in transformers.
+func (h *hfPlanner) biasConfig() error {
+	known := make(map[string]bool)
+	for _, b := range h.family.Biases {
+		var with, without []string
+		for _, module := range b.Modules {
+			name := "blk.0." + module
+			if slices.ContainsFunc(h.family.Renames, func(r arch.Rename) bool { return r.GGUF == module }) {
+				name = module // of no layer
+			}
+			if _, ok := h.stored[name+".weight"]; !ok {
+				continue
+			}
+			known[module] = true
+			if _, ok := h.stored[name+".bias"]; ok {
+				with = append(with, name+".bias")
+			} else {
+				without = append(without, name+".bias")
+			}
 		}
-		if err != nil || !ok {
-			return err
+		switch {
+		case len(without) > 0 && b.Setting == "":
+			return h.errorf("it has no tensor %q, which %s has in transformers", without[0], h.family.Architectures[0])
+		case b.Setting == "":
+			continue
+		case len(with) > 0 && len(without) > 0:
+			h.decide("biases-left-zero", fmt.Sprintf("%s is true for all of a layer's modules or for none: transformers has zeros for the biases that the file has not", b.Setting), without...)
 		}
-		h.setInt(p.name, n)
-	case real, optionalReal:
-		f, ok, err := h.optFloat(p.key)
-		if err == nil && !ok && p.kind == real {
-			err = h.errorf("it has no key %s.%s", h.arch, p.key)
+		h.setBool(b.Setting, len(with) > 0)
+	}
+	for _, s := range h.source.Specs() {
+		module, ok := strings.CutSuffix(s.Name, ".bias")
+		if ok && !known[module[strings.LastIndex(module, ".")+1:]] {
+			return h.errorf("tensor %q: %s has no such bias in transformers", s.Name, h.family.Architectures[0])
 		}
-		if err != nil || !ok {
-			return err
-		}
-		return h.setFloat(h.config, p.name, f)
 	}
 	return nil
 }
@@ -178,18 +155,23 @@ func (h *hfPlanner) setBool(name string, b bool) { h.config.Set(name, strictjson
 
 func (h *hfPlanner) setText(name, text string) { h.config.Set(name, strictjson.NewString(text)) }
 
-// setFloat writes a number that the file has in float32: the shortest decimal that stands
-// for it is the one that was there before, in every config that people write.
+// setFloat writes a number that the file has in float32.
 func (h *hfPlanner) setFloat(o *strictjson.Object, name string, f float64) error {
-	if float64(float32(f)) == f {
-		f, _ = strconv.ParseFloat(strconv.FormatFloat(f, 'g', -1, 32), 64)
-	}
-	v, err := strictjson.NewFloat(f)
+	v, err := floatValue(f)
 	if err != nil {
 		return h.errorf("%s: %w", name, err)
 	}
 	o.Set(name, v)
 	return nil
+}
+
+// floatValue puts a number of float32 as the shortest decimal that stands for it: that is
+// the one that was there before, in every config that people write.
+func floatValue(f float64) (strictjson.Value, error) {
+	if float64(float32(f)) == f {
+		f, _ = strconv.ParseFloat(strconv.FormatFloat(f, 'g', -1, 32), 64)
+	}
+	return strictjson.NewFloat(f)
 }
 
 // headSize is the number of rows of a head of queries.
@@ -200,6 +182,9 @@ func (h *hfPlanner) headSize() (int64, error) {
 	}
 	return h.intOr("attention.key_length", hidden/h.heads)
 }
+
+// headKeys are the keys of the sizes of heads.
+var headKeys = []string{"attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count"}
 
 // headConfig writes the sizes of heads and checks them against the tensors.
 func (h *hfPlanner) headConfig() error {
@@ -217,24 +202,31 @@ func (h *hfPlanner) headConfig() error {
 	if err != nil {
 		return err
 	}
-	if value != head || rotated != head {
+	if part := h.family.Has(arch.LongRotary); value != head || rotated != head && !part || rotated > head {
 		return h.errorf("its heads have %d numbers of keys and %d of values, %d of them rotated: transformers has one size for all in this family", head, value, rotated)
 	}
 	for _, c := range []struct {
 		name  string
 		heads int64
-	}{{"blk.0.attn_q.weight", h.heads}, {"blk.0.attn_k.weight", h.kvHeads}} {
+	}{{"blk.0.attn_q.weight", h.heads}, {"blk.0.attn_k.weight", h.kvHeads}, {"blk.0.attn_qkv.weight", h.heads + 2*h.kvHeads}} {
 		if s := h.stored[c.name]; len(s.Shape) == 2 && s.Shape[0] != c.heads*head {
 			return h.errorf("tensor %q has %d rows, the keys state %d heads of %d", c.name, s.Shape[0], c.heads, head)
 		}
 	}
-	// Without a size of heads these share the hidden size in transformers too.
-	if _, stated, _ := h.optInt("attention.key_length"); stated || !slices.Contains([]string{"llama", "qwen2", "qwen2moe"}, h.arch) {
+	// Without a size of heads most share the hidden size in transformers too.
+	if _, stated, _ := h.optInt("attention.key_length"); stated || h.family.OwnHeadSize {
 		h.setInt("head_dim", head)
 	}
-	if causal, ok, err := h.keys.OptBool(h.arch + ".attention.causal"); err != nil {
+	return nil
+}
+
+// causalConfig says whether tokens are blind for what follows, if the file does.
+func (h *hfPlanner) causalConfig() error {
+	causal, ok, err := h.keys.OptBool(h.arch + ".attention.causal")
+	if err != nil {
 		return h.errorf("%w", err)
-	} else if ok {
+	}
+	if ok {
 		h.setBool("is_causal", causal)
 	}
 	return nil
@@ -273,11 +265,10 @@ func (h *hfPlanner) vocabConfig() error {
 	return nil
 }
 
-// hasTensor reports whether the first layer has a tensor.
-func (h *hfPlanner) hasTensor(name string) bool {
-	_, ok := h.stored["blk.0."+name]
-	return ok
-}
+// rotaryKeys are the keys of rotary embeddings.
+var rotaryKeys = []string{"rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned",
+	"rope.scaling.original_context_length", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
+	"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"}
 
 // defaultRopeBase is llama.cpp's, of files that state none.
 const defaultRopeBase = 10000
@@ -312,24 +303,29 @@ func (h *hfPlanner) ropeConfig() error {
 	return h.errorf("its %s.rope.scaling.type is %q; linear and yarn can be converted", h.arch, kind)
 }
 
+// yarnSettings are the optional numbers of a yarn scaling.
+var yarnSettings = []arch.Param{
+	{Key: "rope.scaling.yarn_ext_factor", Names: []string{"extrapolation_factor"}},
+	{Key: "rope.scaling.yarn_attn_factor", Names: []string{"attention_factor", "attn_factor"}},
+	{Key: "rope.scaling.yarn_beta_fast", Names: []string{"beta_fast"}},
+	{Key: "rope.scaling.yarn_beta_slow", Names: []string{"beta_slow"}},
+}
+
 // scalingConfig writes a scaling that has keys.
 func (h *hfPlanner) scalingConfig(kind string) error {
 	scaling := strictjson.NewObject()
 	scaling.Set("rope_type", strictjson.NewString(kind))
-	settings := []hfParam{{"rope.scaling.factor", "factor", real}}
+	settings := []arch.Param{{Key: "rope.scaling.factor", Names: []string{"factor"}, Need: arch.Always}}
 	if kind == "yarn" {
-		settings = append(settings, hfParam{"rope.scaling.yarn_ext_factor", "extrapolation_factor", optionalReal},
-			hfParam{"rope.scaling.yarn_attn_factor", "attention_factor", optionalReal},
-			hfParam{"rope.scaling.yarn_beta_fast", "beta_fast", optionalReal},
-			hfParam{"rope.scaling.yarn_beta_slow", "beta_slow", optionalReal})
+		settings = append(settings, yarnSettings...)
 	}
 	for _, s := range settings {
-		f, ok, err := h.optFloat(s.key)
-		if err == nil && !ok && s.kind == real {
-			err = h.errorf("it has no key %s.%s", h.arch, s.key)
+		f, ok, err := h.optFloat(s.Key)
+		if err == nil && !ok && s.Need.GGUF() {
+			err = h.errorf("it has no key %s.%s", h.arch, s.Key)
 		}
 		if err == nil && ok {
-			err = h.setFloat(scaling, s.name, f)
+			err = h.setFloat(scaling, s.BackName(), f)
 		}
 		if err != nil {
 			return err
@@ -350,7 +346,11 @@ func (h *hfPlanner) scalingConfig(kind string) error {
 // if all are 1, linear if all are one number, else that of Llama 3 with its usual
 // parameters.
 func (h *hfPlanner) factorsConfig(base float64) error {
-	factors, err := h.ropeFactors()
+	head, err := h.headSize()
+	if err != nil {
+		return err
+	}
+	factors, err := h.factorsOf(ropeFactors, head)
 	if err != nil {
 		return err
 	}
@@ -384,16 +384,12 @@ func (h *hfPlanner) factorsConfig(base float64) error {
 	return nil
 }
 
-// ropeFactors reads the factors, one for each pair of a head.
-func (h *hfPlanner) ropeFactors() ([]float32, error) {
-	s := h.stored[ropeFactors]
-	head, err := h.headSize()
-	if err != nil {
-		return nil, err
-	}
+// factorsOf reads the factors of a tensor, one for each pair of dimensions.
+func (h *hfPlanner) factorsOf(name string, rotated int64) ([]float32, error) {
+	s := h.stored[name]
 	const largest = 1 << 16 // far above any head
-	if s.DType != tensor.F32 || len(s.Shape) != 1 || s.Shape[0] == 0 || s.Shape[0] > largest || 2*s.Shape[0] != head {
-		return nil, h.errorf("tensor %q is %s of shape %v, not a factor in F32 for each pair of %d", s.Name, s.DType, s.Shape, head)
+	if s.DType != tensor.F32 || len(s.Shape) != 1 || s.Shape[0] == 0 || s.Shape[0] > largest || 2*s.Shape[0] != rotated {
+		return nil, h.errorf("tensor %q is %s of shape %v, not a factor in F32 for each pair of %d", s.Name, s.DType, s.Shape, rotated)
 	}
 	src, err := h.source.Open(s.Name)
 	if err != nil {
@@ -424,119 +420,4 @@ func findLlama3(factors []float32, base float64) (llama3Scaling, bool) {
 		}
 	}
 	return llama3Scaling{}, false
-}
-
-// llamaConfig tells Mixtral from Llama, by its experts. Mistral is the same to llama.cpp.
-func (h *hfPlanner) llamaConfig() error {
-	h.setText("hidden_act", "silu")
-	if h.experts > 0 {
-		h.config.Set("architectures", strictjson.NewStrings([]string{"MixtralForCausalLM"}))
-		h.setText("model_type", "mixtral")
-		h.setInt("num_local_experts", h.experts)
-		if _, ok := h.config.Get("num_experts_per_tok"); !ok {
-			return h.errorf("it has no key llama.expert_used_count")
-		}
-		return h.refuseBiases("attn_q", "attn_k", "attn_v", "attn_output")
-	}
-	h.setBool("attention_bias", h.hasTensor("attn_q.bias"))
-	h.setBool("mlp_bias", h.hasTensor("ffn_gate.bias"))
-	h.decide("family", "llama.cpp calls Llama, Mistral and Mixtral llama: without experts it is written as LlamaForCausalLM, "+
-		"which computes the same as Mistral without a sliding window, of which the file says nothing")
-	return nil
-}
-
-// refuseBiases refuses biases that the family has not in transformers.
-func (h *hfPlanner) refuseBiases(modules ...string) error {
-	for _, m := range modules {
-		if h.hasTensor(m + ".bias") {
-			return h.errorf("tensor %q: %s has no such bias in transformers", "blk.0."+m+".bias", hfConfigs[h.arch].class)
-		}
-	}
-	return nil
-}
-
-// qwenConfig adds what the Qwen families have by definition: the weights of the chosen
-// experts add up to 1 from Qwen 3 on, and every layer has experts.
-func (h *hfPlanner) qwenConfig() error {
-	h.setText("hidden_act", "silu")
-	h.setBool("use_sliding_window", false)
-	if strings.HasPrefix(h.arch, "qwen3") {
-		h.setBool("attention_bias", h.hasTensor("attn_q.bias"))
-	}
-	if h.experts == 0 {
-		return nil
-	}
-	h.setInt("num_experts", h.experts)
-	h.setInt("decoder_sparse_step", 1)
-	h.config.Set("mlp_only_layers", strictjson.NewArray())
-	h.setBool("norm_topk_prob", h.arch == "qwen3moe")
-	for _, s := range []struct{ name, tensor string }{{"moe_intermediate_size", "ffn_gate_exps"}, {"shared_expert_intermediate_size", "ffn_gate_shexp"}} {
-		if spec, ok := h.stored["blk.0."+s.tensor+".weight"]; ok {
-			h.setInt(s.name, spec.Shape[len(spec.Shape)-2])
-		}
-	}
-	return nil
-}
-
-// gemmaConfig adds what the Gemma families have by definition.
-func (h *hfPlanner) gemmaConfig() error {
-	h.setText("hidden_activation", "gelu_pytorch_tanh")
-	h.setBool("attention_bias", h.hasTensor("attn_q.bias"))
-	if h.arch == "gemma" {
-		h.setText("hidden_act", "gelu_pytorch_tanh")
-		return nil
-	}
-	if _, ok := h.config.Get("sliding_window"); !ok {
-		h.setInt("sliding_window_pattern", 1) // every layer sees everything
-	}
-	if h.arch == "gemma2" {
-		for _, name := range []string{"attn_logit_softcapping", "final_logit_softcapping"} {
-			if _, ok := h.config.Get(name); !ok {
-				h.config.Set(name, strictjson.NewNull())
-			}
-		}
-	}
-	return h.queryScale()
-}
-
-// queryScale writes what queries are divided by the root of, which no key says: llama.cpp
-// takes the size of a head, but of the 27B models, which it knows by their layers
-// (llama.cpp 0.5, src/models/gemma2.cpp and gemma3.cpp), the share of the hidden size.
-func (h *hfPlanner) queryScale() error {
-	scalar, err := h.headSize()
-	if err != nil {
-		return err
-	}
-	if h.layers == map[string]int64{"gemma2": 46, "gemma3": 62}[h.arch] {
-		hidden, err := h.mustInt("embedding_length")
-		if err != nil {
-			return err
-		}
-		scalar = hidden / h.heads
-	}
-	h.setInt("query_pre_attn_scalar", scalar)
-	h.decide("query-scale", fmt.Sprintf("the file does not say what queries are scaled by: query_pre_attn_scalar is %d, as llama.cpp computes", scalar))
-	return nil
-}
-
-// gpt2Config adds what GPT-2 has by definition.
-func (h *hfPlanner) gpt2Config() error {
-	h.setText("activation_function", "gelu_new")
-	hidden, err := h.mustInt("embedding_length")
-	if err != nil {
-		return err
-	}
-	inner, err := h.intOr("feed_forward_length", 4*hidden)
-	if err != nil {
-		return err
-	}
-	if inner != 4*hidden {
-		h.setInt("n_inner", inner)
-	}
-	for _, name := range []string{"attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"} {
-		if !h.hasTensor(name + ".bias") {
-			return h.errorf("it has no tensor %q, which GPT-2 has in transformers", "blk.0."+name+".bias")
-		}
-	}
-	return nil
 }

@@ -26,11 +26,7 @@ func goldenNames(t *testing.T) []string {
 	var names []string
 	for _, f := range files {
 		m := open(t, f)
-		if family, _ := m.GGUF().Metadata().Text("general.architecture"); slices.Contains([]string{
-			"phi3", "bert", "smollm3", "granite", "olmo2", "starcoder2"}, family) {
-			if _, err := convert.AsHF(m); err == nil || !strings.Contains(err.Error(), "no tables") {
-				t.Fatalf("%s: %v", f, err)
-			}
+		if family, _ := m.GGUF().Metadata().Text("general.architecture"); family == "bert" {
 			continue
 		}
 		names = append(names, strings.TrimSuffix(filepath.Base(f), ".gguf"))

@@ -24,7 +24,7 @@ type MatrixMoments struct {
 	matrix   *gguf.Imatrix
 	file     plan.File
 	identity string
-	family   *arch.GGUFFamily // nil if the model is GGUF itself
+	family   *arch.Family // nil if the model is GGUF itself
 }
 
 // NewMatrixMoments takes an opened matrix, of a model whose weights are base's: its path,

@@ -116,52 +116,15 @@ func llamaKind(parts ...[]DecoderTensor) Decoder {
 	return d
 }
 
-// decoders are the families by model_type. Sources: the modelling files of
-// transformers 5.23 (models/llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3,
-// phi3, gpt2).
-var decoders = map[string]Decoder{
-	"llama":       llamaKind(attention, mlp, twoNorms, biases(true), otherBiases),
-	"mistral":     llamaKind(attention, mlp, twoNorms),
-	"qwen2":       llamaKind(attention, mlp, twoNorms, biases(false)),
-	"qwen3":       llamaKind(attention, mlp, twoNorms, headNorms, biases(true), otherBiases[:1]),
-	"gemma":       llamaKind(attention, mlp, twoNorms, biases(true), otherBiases[:1]),
-	"gemma2":      llamaKind(attention, mlp, twoNorms, fourNorms, biases(true), otherBiases[:1]),
-	"gemma3_text": llamaKind(attention, mlp, twoNorms, fourNorms, headNorms, biases(true), otherBiases[:1]),
-	"phi3":        llamaKind(fused, twoNorms),
-	"gpt2": {
-		Root: "transformer.", Layers: "h.",
-		Layer: []DecoderTensor{
-			{Name: "attn.c_attn.weight", Shape: []Size{Hidden, TripleHidden}},
-			{Name: "attn.c_attn.bias", Shape: []Size{TripleHidden}},
-			{Name: "attn.c_proj.weight", Shape: []Size{Hidden, Hidden}},
-			{Name: "attn.c_proj.bias", Shape: []Size{Hidden}},
-			{Name: "mlp.c_fc.weight", Shape: []Size{Hidden, Intermediate}},
-			{Name: "mlp.c_fc.bias", Shape: []Size{Intermediate}},
-			{Name: "mlp.c_proj.weight", Shape: []Size{Intermediate, Hidden}},
-			{Name: "mlp.c_proj.bias", Shape: []Size{Hidden}},
-			{Name: "ln_1.weight", Shape: []Size{Hidden}},
-			{Name: "ln_1.bias", Shape: []Size{Hidden}},
-			{Name: "ln_2.weight", Shape: []Size{Hidden}},
-			{Name: "ln_2.bias", Shape: []Size{Hidden}},
-		},
-		Model: []DecoderTensor{
-			{Name: "transformer.wte.weight", Shape: []Size{Vocabulary, Hidden}},
-			{Name: "transformer.wpe.weight", Shape: []Size{Positions, Hidden}},
-			{Name: "transformer.ln_f.weight", Shape: []Size{Hidden}},
-			{Name: "transformer.ln_f.bias", Shape: []Size{Hidden}},
-			{Name: "lm_head.weight", Shape: []Size{Vocabulary, Hidden}, Optional: true},
-		},
-		Keys: DecoderKeys{
-			Hidden: "n_embd", Intermediate: "n_inner", Heads: "n_head", Layers: "n_layer", Vocabulary: "vocab_size", Positions: "n_positions",
-		},
-	},
-}
-
-// DecoderOf returns the tensors of a model type, or false for a family without a
-// table.
+// DecoderOf returns the tensors of a model type, or false for a family without a table
+// (modelling files of transformers 5.23).
 func DecoderOf(modelType string) (Decoder, bool) {
-	d, ok := decoders[modelType]
-	return d, ok
+	for _, f := range ggufFamilies {
+		if d, ok := f.Decoders[modelType]; ok {
+			return d, true
+		}
+	}
+	return Decoder{}, false
 }
 
 // ggufLayer are the tensors of a layer in a GGUF file (gguf-py, constants.py),

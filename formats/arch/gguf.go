@@ -38,15 +38,23 @@ type Rename struct {
 	Change   Change
 }
 
-// GGUFFamily is one architecture of GGUF.
-type GGUFFamily struct {
+// Family is one architecture of GGUF: one or more of transformers.
+type Family struct {
 	Name          string   // general.architecture
 	Like          string   // the family whose keys and tokenizer it has beside some of its own; empty for none
-	Architectures []string // of config.json
+	Architectures []string // of config.json; a GGUF file becomes the first, if no rule says otherwise
+	ModelType     string   // of the first
 	Prefix        string   // that tensors of the decoder have, in files of some classes
 	Renames       []Rename
 	Suffixes      map[string]string // what older files have for .weight and .bias
 	Dropped       []string          // tensors without a place in GGUF, by the end of their name
+	Params        []Param
+	Fixed         []Fixed
+	Biases        []Bias
+	// OwnHeadSize: without a head_dim transformers takes a number of its own, and not the
+	// share of the hidden size.
+	OwnHeadSize bool
+	Decoders    map[string]Decoder // shapes, by model_type
 }
 
 // GGUFTensor is what a tensor of Hugging Face becomes in GGUF.
@@ -66,8 +74,8 @@ type HFTensor struct {
 }
 
 // GGUFOf finds the family of an architecture of config.json.
-func GGUFOf(architecture string) (*GGUFFamily, bool) {
-	i := slices.IndexFunc(ggufFamilies, func(f GGUFFamily) bool { return slices.Contains(f.Architectures, architecture) })
+func GGUFOf(architecture string) (*Family, bool) {
+	i := slices.IndexFunc(ggufFamilies, func(f Family) bool { return slices.Contains(f.Architectures, architecture) })
 	if i < 0 {
 		return nil, false
 	}
@@ -75,12 +83,12 @@ func GGUFOf(architecture string) (*GGUFFamily, bool) {
 }
 
 // IsLike reports whether a family is the one of a name, or has its keys and tokenizer.
-func (f *GGUFFamily) IsLike(name string) bool { return f.Name == name || f.Like == name }
+func (f *Family) IsLike(name string) bool { return f.Name == name || f.Like == name }
 
 // GGUFNamed finds the families that GGUF files call by a name. There may be several:
 // the first that has every tensor of a file is the file's.
-func GGUFNamed(name string) []*GGUFFamily {
-	var all []*GGUFFamily
+func GGUFNamed(name string) []*Family {
+	var all []*Family
 	for i := range ggufFamilies {
 		if ggufFamilies[i].Name == name {
 			all = append(all, &ggufFamilies[i])
@@ -99,12 +107,22 @@ func GGUFArchitectures() []string {
 	return all
 }
 
+// GGUFNames lists what GGUF files call the families.
+func GGUFNames() []string {
+	var all []string
+	for _, f := range ggufFamilies {
+		all = append(all, f.Name)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // suffixes are what follows the name of a module.
 var suffixes = []string{".weight", ".bias"}
 
 // IsDropped reports whether a tensor of Hugging Face has no place in GGUF and is left
 // out: masks and tables that are computed, heads that nothing reads.
-func (f *GGUFFamily) IsDropped(name string) bool {
+func (f *Family) IsDropped(name string) bool {
 	for _, ends := range [][]string{f.Dropped, {".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"}} {
 		for _, end := range ends {
 			if name == end || strings.HasSuffix(name, "."+strings.TrimPrefix(end, ".")) {
@@ -117,7 +135,7 @@ func (f *GGUFFamily) IsDropped(name string) bool {
 
 // FromHF returns what a tensor becomes: one tensor of GGUF, two for a stack of gates
 // and ups, none if the name is not known.
-func (f *GGUFFamily) FromHF(name string) []GGUFTensor {
+func (f *Family) FromHF(name string) []GGUFTensor {
 	var found []GGUFTensor
 	for older, newer := range f.Suffixes {
 		if module, ok := strings.CutSuffix(name, older); ok {
@@ -149,7 +167,7 @@ func (f *GGUFFamily) FromHF(name string) []GGUFTensor {
 
 // ToHF returns what a tensor was: one tensor of Hugging Face, or several ways of
 // storing it of which a model has one.
-func (f *GGUFFamily) ToHF(name string) []HFTensor {
+func (f *Family) ToHF(name string) []HFTensor {
 	var found []HFTensor
 	module, suffix := cutSuffix(name)
 	for _, r := range f.Renames {

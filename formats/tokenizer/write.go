@@ -141,7 +141,7 @@ func (v *Vocabulary) isAdded(id int) (added, special bool) {
 	case Control, Unknown:
 		return true, true
 	case UserDefined:
-		return true, slices.Contains(v.Special, id)
+		return true, false
 	}
 	special = slices.Contains(v.Special, id)
 	return special, special
