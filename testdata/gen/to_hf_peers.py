@@ -115,6 +115,24 @@ CASES = {
     "gemma2": ("Gemma2Config", GEMMA, "pieces"),
     "gemma3": ("Gemma3TextConfig", dict(GEMMA, num_hidden_layers=7, rope_theta=1e6), "pieces"),
     "gpt2": ("GPT2Config", None, "gpt2"),
+    "phi3": ("Phi3Config", dict(max_position_embeddings=64, original_max_position_embeddings=64, sliding_window=None), "pieces with a space in front"),
+    # Long and short factors, of which the longer texts below need the first; a factor for attention of its own; a part of each head rotated.
+    "phi3 long": ("Phi3Config", dict(max_position_embeddings=256, original_max_position_embeddings=32, rope_scaling=dict(
+        rope_type="longrope", short_factor=[1.0, 1.25, 1.5, 2.0], long_factor=[1.0, 2.5, 4.0, 9.0])), "pieces with a space in front"),
+    "phi4": ("Phi3Config", dict(max_position_embeddings=256, original_max_position_embeddings=32, partial_rotary_factor=0.75, hidden_size=64,
+        sliding_window=None, tie_word_embeddings=True, rope_scaling=dict(rope_type="longrope", attention_factor=1.5, short_factor=[1.0] * 6,
+        long_factor=[1.0, 2.5, 4.0, 9.0, 11.0, 12.5])), "llama3"),
+    "smollm3": ("SmolLM3Config", dict(num_hidden_layers=5, attention_bias=True, mlp_bias=True), "llama3"),
+    "granite": ("GraniteConfig", dict(attention_multiplier=0.2, embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=4.0), "llama3"),
+    "olmo2": ("Olmo2Config", dict(attention_bias=False), "llama3"),
+    "olmo3": ("Olmo3Config", dict(num_hidden_layers=5, sliding_window=8), "llama3"),
+    # The layers with a window are not scaled; a base that is not the usual one.
+    "olmo3 scaled": ("Olmo3Config", dict(num_hidden_layers=5, sliding_window=8, rope_theta=None, rope_parameters=dict(
+        sliding_attention=dict(rope_type="default", rope_theta=20000.0),
+        full_attention=dict(rope_type="yarn", rope_theta=20000.0, factor=4.0, original_max_position_embeddings=64, attention_factor=1.2,
+                            beta_fast=32.0, beta_slow=1.0))), "llama3"),
+    "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-4, use_bias=True), "gpt2"),
+    "starcoder2 without biases": ("Starcoder2Config", dict(norm_epsilon=1e-4, use_bias=False, tie_word_embeddings=False), "gpt2"),
 }
 
 
@@ -134,7 +152,7 @@ def make(name: str, folder: str) -> tuple[torch.nn.Module, int]:
     if extra is None:
         config = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=1)
     else:
-        config = dict(COMMON, **{k: v for k, v in extra.items()})
+        config = {k: v for k, v in dict(COMMON, **extra).items() if k != "rope_theta" or v is not None}
     if tokens.startswith("pieces"):
         config.update(bos_token_id=1, eos_token_id=2)
     torch.manual_seed(list(CASES).index(name))
