@@ -539,21 +539,47 @@ func (m *Model) Close() error {
 
 // SideFiles returns the files of the folder that belong to a model beside its
 // weights and config, sorted: tokenizer, processor and generation settings,
-// chat templates, custom code, licences.
+// chat templates, custom code, licences, and the folders of the modules that
+// sentence-transformers puts behind a model.
 func (m *Model) SideFiles() ([]InputFile, error) {
 	if !m.IsFolder {
 		return nil, nil
 	}
-	entries, err := os.ReadDir(m.Path)
+	files, err := m.sideFiles("", hfrepo.IsSideFile)
 	if err != nil {
-		return nil, &InputError{m.Path, err}
+		return nil, err
+	}
+	modules, err := m.modules()
+	if err != nil {
+		return nil, err
+	}
+	for _, folder := range modules {
+		all, err := m.sideFiles(folder+"/", func(string) bool { return true })
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, all...)
+	}
+	sort.Slice(files, func(i, j int) bool { return files[i].Name < files[j].Name })
+	return files, nil
+}
+
+// sideFiles lists the files of a folder; a folder that is not there has none.
+func (m *Model) sideFiles(folder string, belongs func(name string) bool) ([]InputFile, error) {
+	path := filepath.Join(m.Path, folder)
+	entries, err := os.ReadDir(path)
+	if errors.Is(err, fs.ErrNotExist) && folder != "" {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, &InputError{path, err}
 	}
 	var files []InputFile
 	for _, e := range entries {
-		if !hfrepo.IsSideFile(e.Name()) {
+		if !belongs(e.Name()) {
 			continue
 		}
-		path := filepath.Join(m.Path, e.Name())
+		path := filepath.Join(path, e.Name())
 		st, err := os.Stat(path)
 		if err != nil {
 			return nil, asInputError(path, err)
@@ -562,11 +588,48 @@ func (m *Model) SideFiles() ([]InputFile, error) {
 			return nil, inputErrorf(path, "a file of this name can't be copied to every system: rename or remove it")
 		}
 		if st.Mode().IsRegular() {
-			files = append(files, InputFile{e.Name(), path, st.Size()})
+			files = append(files, InputFile{folder + e.Name(), path, st.Size()})
 		}
 	}
-	sort.Slice(files, func(i, j int) bool { return files[i].Name < files[j].Name })
 	return files, nil
+}
+
+// modulesName lists the modules of a folder of sentence-transformers.
+const modulesName = "modules.json"
+
+// modules returns the folders in the model's that modules.json names.
+func (m *Model) modules() ([]string, error) {
+	path := filepath.Join(m.Path, modulesName)
+	data, err := readSmall(path, maxConfigSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, asInputError(path, err)
+	}
+	var folders []string
+	list, err := strictjson.Parse(data)
+	var items []strictjson.Value
+	if err == nil {
+		items, err = list.Items()
+	}
+	for i := 0; err == nil && i < len(items); i++ {
+		var module *strictjson.Object
+		var folder string
+		if module, err = items[i].Object(); err == nil {
+			folder, _, err = module.OptString("path")
+		}
+		if err == nil && folder != "" && (!filepath.IsLocal(folder) || strings.ContainsAny(folder, `/\:`)) {
+			err = fmt.Errorf("module %d has the path %q, expected a folder beside this file", i, folder)
+		}
+		if err == nil && folder != "" && folder != "." && !slices.Contains(folders, folder) {
+			folders = append(folders, folder)
+		}
+	}
+	if err != nil {
+		return nil, &InputError{path, err}
+	}
+	return folders, nil
 }
 
 // Card returns the text of the model's README.md, empty without one.

@@ -376,6 +376,40 @@ func TestSideFiles(t *testing.T) {
 	}
 }
 
+// TestModuleFiles: the folders that modules.json names belong to a model, with all that
+// is in them, weights too, and no others.
+func TestModuleFiles(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, dir, "model.safetensors", weights(t, nil, spec("w", 3)))
+	for _, name := range []string{"1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "3_Other/config.json", "2_Dense/sub/x"} {
+		writeFile(t, dir, name, []byte(`{}`))
+	}
+	m := mustOpen(t, dir, hfrepo.Cache{})
+	for _, c := range []struct{ modules, files, refused string }{
+		{`[{"path": "", "type": "T"}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "4_Normalize"}]`,
+			"1_Pooling/config.json 2_Dense/config.json 2_Dense/model.safetensors modules.json", ""},
+		{`[{"path": "../1_Pooling"}]`, "", `"../1_Pooling"`},
+		{`[{"path": "1_Pooling/.."}]`, "", "1_Pooling/.."},
+		{`[{"path": 1}]`, "", "modules.json"},
+		{`{}`, "", "modules.json"},
+		{`[`, "", "modules.json"},
+	} {
+		writeFile(t, dir, "modules.json", []byte(c.modules))
+		files, err := m.SideFiles()
+		if c.refused != "" {
+			checkInputError(t, err, "modules.json", c.refused)
+			continue
+		}
+		var names []string
+		for _, f := range files {
+			names = append(names, f.Name)
+		}
+		if got := strings.Join(names, " "); err != nil || got != c.files {
+			t.Errorf("%s: side files %s, %v, want %s", c.modules, got, err, c.files)
+		}
+	}
+}
+
 func TestMemory(t *testing.T) {
 	var m checkpoint.Memory
 	m.Add(spec("a", 3), []byte("abc"))

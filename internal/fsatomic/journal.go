@@ -87,7 +87,7 @@ func (j *journal) remove(fsys FS) error {
 	if j == nil {
 		return nil
 	}
-	return removeFlat(fsys, j.path)
+	return removeOutput(fsys, j.path)
 }
 
 // Resume takes up the partial that an interrupted run has left for a target, if

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -28,6 +29,7 @@ type Output struct {
 	self    fs.FileInfo // the partial itself, whatever its name
 	single  File        // of KindFile, until Create hands it out
 	files   []*file
+	folders []string // paths of folders in the partial
 	journal *journal // nil without
 	resumed bool     // the partial is that of an earlier run
 
@@ -108,7 +110,8 @@ func (o *Output) CheckSpace(need int64) error {
 }
 
 // Create makes a file of the output with its final size. The name is a plain
-// one, without folders; for KindFile, which has one file, it is "".
+// one, or one in a folder of the output, "folder/name"; for KindFile, which has
+// one file, it is "".
 //
 // The file is all zeros until written, and takes no room on most disks until
 // then. Writes outside its size fail. Closing it syncs it, so that a writer of
@@ -135,11 +138,10 @@ func (o *Output) create(name string, sizeBytes int64) (*file, error) {
 	}
 	under, label := o.single, filepath.Base(o.at.target)
 	if o.kind == KindDir {
-		if !isPlainName(name) {
-			return nil, errors.New("not a plain file name")
+		path, err := o.place(name)
+		if err != nil {
+			return nil, err
 		}
-		var err error
-		path := o.partial + string(os.PathSeparator) + name
 		under, err = o.fsys.Create(path)
 		if o.resumed && errors.Is(err, fs.ErrExist) {
 			under, err = o.fsys.Open(path)
@@ -158,6 +160,25 @@ func (o *Output) create(name string, sizeBytes int64) (*file, error) {
 		return f, nil
 	}
 	return f, f.Truncate(sizeBytes)
+}
+
+// place returns the path of a file of the output, and makes the folder that it is in.
+func (o *Output) place(name string) (string, error) {
+	folder, file, nested := strings.Cut(name, "/")
+	if !isPlainName(folder) || nested && !isPlainName(file) {
+		return "", errors.New("not a plain file name")
+	}
+	path := o.partial + string(os.PathSeparator) + folder
+	if !nested {
+		return path, nil
+	}
+	if !slices.Contains(o.folders, path) {
+		if err := o.fsys.Mkdir(path); err != nil && !(o.resumed && errors.Is(err, fs.ErrExist)) {
+			return "", err
+		}
+		o.folders = append(o.folders, path)
+	}
+	return path + string(os.PathSeparator) + file, nil
 }
 
 // isPlainName reports whether a name, which may come from an input, stays in
@@ -225,7 +246,7 @@ func (o *Output) clean(old string) error {
 	if old == "" {
 		return nil
 	}
-	if err := removeFlat(o.fsys, old); err != nil {
+	if err := removeOutput(o.fsys, old); err != nil {
 		return &CleanupError{Target: o.at.target, Path: old, Err: bare(err)}
 	}
 	return nil
@@ -268,7 +289,7 @@ func (o *Output) removePartial() error {
 		o.single = nil
 	}
 	if o.oldAt != o.partial {
-		if err := removeFlat(o.fsys, o.partial); err != nil {
+		if err := removeOutput(o.fsys, o.partial); err != nil {
 			return err
 		}
 	}

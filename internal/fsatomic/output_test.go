@@ -60,6 +60,8 @@ func TestNewRefuses(t *testing.T) {
 		{"file with separator", nil, "out/", file, false, refused, "it names a folder"},
 		{"foreign folder", tree{"out/notes.txt": ""}, "out", folder, true, refused, "does not look like a model"},
 		{"config in capitals", tree{"out/CONFIG.JSON": ""}, "out", folder, true, refused, "does not look like a model"},
+		{"no folder of a module", tree{"out/config.json": "", "out/1_Pooling/notes": ""}, "out", folder, true, refused, `the folder "1_Pooling"`},
+		{"folder in one of a module", tree{"out/config.json": "", "out/1_Pooling/config.json": "", "out/1_Pooling/x/": ""}, "out", folder, true, refused, `the folder "1_Pooling"`},
 		{"nested folder", tree{"out/config.json": "", "out/.git/": ""}, "out", folder, true, refused, `the folder ".git"`},
 		{"parent missing", nil, "no/such/out", folder, false, missing, "no/such"},
 		{"parent missing forced", nil, "nowhere/out", file, true, missing, "nowhere"},
@@ -128,6 +130,7 @@ func TestNewForce(t *testing.T) {
 		{"/": "", "/adapter_config.json": "", "/README.md": ""},
 		{"/": "", "/x.safetensors": ""},
 		{"/": "", "/x-00001-of-00002.gguf": ""},
+		{"/": "", "/config.json": "", "/1_Pooling/": "", "/1_Pooling/config.json": "", "/1_Pooling/model.safetensors": ""},
 	} {
 		dir := t.TempDir()
 		s := scenario{kind: fsatomic.KindDir, force: true, old: old}
@@ -211,7 +214,7 @@ func TestTargetVanishes(t *testing.T) {
 }
 
 func TestCreate(t *testing.T) {
-	bad := []string{"", ".", "..", "a/b", "../x", "/x", `a\b`, "c:", "a\x00", "a\nb", "\x1b[31m", "a\u0085"}
+	bad := []string{"", ".", "..", "a/b/c", "a/..", "a/.", "a/", "../x", "./x", "a/x\x00", "/x", `a\b`, "c:", "a\x00", "a\nb", "\x1b[31m", "a\u0085"}
 	for _, name := range bad {
 		mem := faultfs.NewMem()
 		out, err := fsatomic.New(mem, "/out", fsatomic.KindDir, false)

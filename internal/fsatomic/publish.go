@@ -40,8 +40,13 @@ func (o *Output) seal() error {
 			return err
 		}
 	}
-	if o.kind == KindDir {
-		return syncFolder(o.fsys, o.partial)
+	if o.kind != KindDir {
+		return nil
+	}
+	for _, folder := range append(o.folders, o.partial) {
+		if err := syncFolder(o.fsys, folder); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -161,19 +166,22 @@ func isUnsupported(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EINVAL)
 }
 
-// removeFlat removes a file, a link, or a folder without sub-folders. What is
-// gone already is no error.
-func removeFlat(fsys FS, name string) error {
+// outputDepth is how deep an output is: a folder, and the folders in it.
+const outputDepth = 2
+
+// removeOutput removes a file, a link, or a folder with folders of files. What lies
+// deeper stays, and is an error. What is gone already is none.
+func removeOutput(fsys FS, name string) error {
 	var err error
 	for range removeTries {
-		if err = removeOnce(fsys, name); err == nil {
+		if err = removeOnce(fsys, name, outputDepth); err == nil {
 			return nil
 		}
 	}
 	return err
 }
 
-func removeOnce(fsys FS, name string) error {
+func removeOnce(fsys FS, name string, depth int) error {
 	info, err := fsys.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -181,14 +189,13 @@ func removeOnce(fsys FS, name string) error {
 	if err != nil {
 		return err
 	}
-	if info.IsDir() {
+	if info.IsDir() && depth > 0 {
 		entries, err := fsys.ReadDir(name)
 		if err != nil {
 			return err
 		}
 		for _, entry := range entries {
-			err := fsys.Remove(name + string(os.PathSeparator) + entry.Name())
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := removeOnce(fsys, name+string(os.PathSeparator)+entry.Name(), depth-1); err != nil {
 				return err
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -188,7 +189,14 @@ func (at location) reasonToKeepFolder(fsys FS) (string, error) {
 	known := len(entries) == 0
 	for _, entry := range entries {
 		if entry.IsDir() {
-			return fmt.Sprintf("it contains the folder %q", entry.Name()), nil
+			ok, err := isModule(fsys, at.target+string(os.PathSeparator)+entry.Name())
+			if err != nil {
+				return "", err
+			}
+			if !ok {
+				return fmt.Sprintf("it contains the folder %q", entry.Name()), nil
+			}
+			continue
 		}
 		known = known || marksModel(entry.Name())
 	}
@@ -197,6 +205,27 @@ func (at location) reasonToKeepFolder(fsys FS) (string, error) {
 			"no config.json, adapter_config.json, *.safetensors or *.gguf", nil
 	}
 	return "", nil
+}
+
+// isModule reports whether a folder is that of a module of sentence-transformers, which
+// stands beside a model: a number and a word, with a config.json and no folders.
+func isModule(fsys FS, path string) (bool, error) {
+	number, word, ok := strings.Cut(filepath.Base(path), "_")
+	if _, err := strconv.ParseUint(number, 10, 16); err != nil || !ok || word == "" {
+		return false, nil
+	}
+	entries, err := fsys.ReadDir(path)
+	if err != nil {
+		return false, err
+	}
+	found := false
+	for _, entry := range entries {
+		if !entry.Type().IsRegular() {
+			return false, nil
+		}
+		found = found || entry.Name() == "config.json"
+	}
+	return found, nil
 }
 
 func marksModel(name string) bool {
