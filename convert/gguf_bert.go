@@ -127,14 +127,19 @@ func (g *ggufPlanner) readPooling(folder string) error {
 	return nil
 }
 
+// The marks of tokens that go on with a word, in tokenizer.json, and that begin one, in GGUF.
+const (
+	wordContinued = "##"
+	wordBegun     = "\u2581"
+)
+
 // wordPieces makes the vocabulary of a WordPiece model. Its tokens say where a word goes
 // on, those of GGUF say where one begins.
 func (g *ggufPlanner) wordPieces(fast *tokenizer.Fast, config *strictjson.Object) error {
 	if fast.Model != "WordPiece" {
 		return g.inFile(fastFile, fmt.Errorf("the model is %q; of %s WordPiece can be converted", fast.Model, g.class))
 	}
-	const continued, begun = "##", "\u2581"
-	if err := g.checkWordPieces(fast, continued); err != nil {
+	if err := g.checkWordPieces(fast); err != nil {
 		return err
 	}
 	segments, ok, err := g.optInt("type_vocab_size")
@@ -158,9 +163,9 @@ func (g *ggufPlanner) wordPieces(fast *tokenizer.Fast, config *strictjson.Object
 		if v.types[i] == tokenControl {
 			continue
 		}
-		rest, ok := strings.CutPrefix(token, continued)
+		rest, ok := strings.CutPrefix(token, wordContinued)
 		if !ok {
-			rest = begun + token
+			rest = wordBegun + token
 		}
 		v.tokens[i] = rest
 	}
@@ -175,7 +180,7 @@ const defaultWordPre = "jina-v2-en"
 
 // checkWordPieces refuses what no runtime does with a WordPiece model: it splits text as
 // BERT does, at spaces, punctuation and Chinese characters.
-func (g *ggufPlanner) checkWordPieces(fast *tokenizer.Fast, continued string) error {
+func (g *ggufPlanner) checkWordPieces(fast *tokenizer.Fast) error {
 	refuse := func(what, seen, want string) error {
 		return g.inFile(fastFile, fmt.Errorf("%s is %q; of a WordPiece model %s can be converted", what, seen, want))
 	}
@@ -183,8 +188,8 @@ func (g *ggufPlanner) checkWordPieces(fast *tokenizer.Fast, continued string) er
 	if err != nil {
 		return g.inFile(fastFile, err)
 	}
-	if prefix, ok, err := model.OptString("continuing_subword_prefix"); err != nil || ok && prefix != continued {
-		return refuse("continuing_subword_prefix", prefix, continued)
+	if prefix, ok, err := model.OptString("continuing_subword_prefix"); err != nil || ok && prefix != wordContinued {
+		return refuse("continuing_subword_prefix", prefix, wordContinued)
 	}
 	for _, part := range [][2]string{{"normalizer", "BertNormalizer"}, {"pre_tokenizer", "BertPreTokenizer"}} {
 		o, ok, err := fast.Root.OptObject(part[0])

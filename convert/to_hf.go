@@ -222,6 +222,9 @@ func (h *hfPlanner) addTensors() error {
 
 // addTensor adds what a tensor was: one tensor, or one for each expert.
 func (h *hfPlanner) addTensor(s tensor.Spec, t arch.HFTensor) error {
+	if h.family.Bare {
+		t.Name = strings.TrimPrefix(t.Name, h.family.Prefix)
+	}
 	v := &hfTensor{from: s, spec: tensor.Spec{Name: t.Name, DType: s.DType, Shape: h.untrimmed(s, t)}}
 	shape := v.spec.Shape
 	switch t.Change {

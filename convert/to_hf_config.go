@@ -246,6 +246,12 @@ func (h *hfPlanner) vocabConfig() error {
 		return h.errorf("the embedding has %d rows, %s.vocab_size is %d", rows, h.arch, n)
 	}
 	h.setInt("vocab_size", rows)
+	if h.family.Has(arch.TextEmbeddings) { // without a head, for texts without ends
+		if id, ok, err := h.keys.OptInt("tokenizer.ggml.padding_token_id"); err == nil && ok && id >= 0 && id < rows {
+			h.setInt("pad_token_id", id)
+		}
+		return nil
+	}
 	_, head := h.stored["output.weight"]
 	h.setBool("tie_word_embeddings", !head)
 	if !head {

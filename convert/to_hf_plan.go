@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/loratool/loratool/formats/arch"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/hfrepo"
 	"github.com/loratool/loratool/formats/tensor"
@@ -52,16 +53,16 @@ func (p *planner) typeOfHF(from *FromGGUF) tensor.DType {
 		return d
 	}
 	if d == tensor.NoDType {
-		d = firstMatrix(from.Model)
+		d = firstMatrix(from)
 		p.decide("gguf-type", fmt.Sprintf("every tensor is written as %s, which the first matrix of the file is; the file has vectors and norms in F32", d))
 	}
 	return d
 }
 
-// firstMatrix is the type of the first tensor with two dimensions.
-func firstMatrix(m *checkpoint.Model) tensor.DType {
-	for _, s := range m.Specs() {
-		if len(s.Shape) >= 2 {
+// firstMatrix is the type of the first tensor that is not F32 in every file.
+func firstMatrix(from *FromGGUF) tensor.DType {
+	for _, s := range from.Model.Specs() {
+		if stored, ok := from.Stored(s.Name); ok && !arch.KeepsF32(stored, len(s.Shape)) {
 			return s.DType
 		}
 	}

@@ -251,23 +251,6 @@ func (h *hfPlanner) graniteScales() error {
 	return nil
 }
 
-// tokenTypes writes the number of types of tokens.
-func (h *hfPlanner) tokenTypes() error {
-	types, ok := h.stored["token_types.weight"]
-	if !ok || len(types.Shape) != 2 {
-		return h.errorf("it has no table of types of tokens")
-	}
-	h.setInt("type_vocab_size", types.Shape[0])
-	return nil
-}
-
-// embeddingConfig says what the file has not of the model.
-func (h *hfPlanner) embeddingConfig() error {
-	h.config.Delete("is_causal")
-	h.decide("pooler", "the file has no pooler and no heads: transformers makes a pooler with random numbers unless it is told add_pooling_layer=False; embeddings of texts do not use it")
-	return nil
-}
-
 // originalKey is the context that a model was made for before it was for longer texts.
 const originalKey = "rope.scaling.original_context_length"
 

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/loratool/loratool/formats/arch"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/tokenizer"
 	"github.com/loratool/loratool/internal/strictjson"
@@ -31,7 +32,7 @@ type hfFiles struct {
 // in the file there are fewer.
 func (h *hfPlanner) tokenizerFiles(pre string) ([]checkpoint.Sidecar, error) {
 	f := &hfFiles{hfPlanner: h, pre: pre, special: make(map[string]int)}
-	for _, step := range []func() error{f.readVocabulary, f.writeVocabulary, f.writeTokenizerConfig, f.writeGeneration} {
+	for _, step := range []func() error{f.readVocabulary, f.writeVocabulary, f.writeTokenizerConfig, f.writeGeneration, f.writePooling} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -57,8 +58,8 @@ func (f *hfFiles) readVocabulary() error {
 		f.decide("no-tokenizer", "the file has no tokenizer: none is written")
 		return nil
 	}
-	if kind != "llama" && kind != "gpt2" {
-		return f.errorf("its tokenizer is %q; llama (SentencePiece) and gpt2 (BPE over bytes) can be written as tokenizer.json", kind)
+	if kind != "llama" && kind != "gpt2" && kind != "bert" {
+		return f.errorf("its tokenizer is %q; llama (SentencePiece), gpt2 (BPE over bytes) and bert (WordPiece) can be written as tokenizer.json", kind)
 	}
 	v := &f.vocab
 	if v.Tokens, err = f.keys.Strings(tokenKey("tokens")); err != nil {
@@ -70,15 +71,54 @@ func (f *hfFiles) readVocabulary() error {
 	if err := f.readTypes(); err != nil {
 		return err
 	}
-	if kind == "llama" {
+	switch kind {
+	case "llama":
 		err = f.readScores()
-	} else {
+	case "bert":
+		err = f.readWords()
+	default:
 		err = f.readMerges()
 	}
 	if err != nil {
 		return err
 	}
-	return f.readSpecials()
+	if err := f.readSpecials(); err != nil {
+		return err
+	}
+	return f.readAround()
+}
+
+// readWords reads a WordPiece model, whose tokens say where a word begins: those of
+// tokenizer.json say where one goes on.
+func (f *hfFiles) readWords() error {
+	v := &f.vocab
+	for id, token := range v.Tokens {
+		if v.Types[id] == tokenizer.Control || v.Types[id] == tokenizer.Unknown {
+			continue
+		}
+		word, begins := strings.CutPrefix(token, wordBegun)
+		if !begins {
+			word = wordContinued + token
+		}
+		v.Tokens[id] = word
+	}
+	words := &tokenizer.Words{Lowercase: true}
+	lower, ok, err := f.keys.OptBool(tokenKey("normalizer.lowercase"))
+	if err != nil {
+		return f.errorf("%w", err)
+	}
+	if ok {
+		words.Lowercase = lower
+	}
+	strip, ok, err := f.keys.OptBool(tokenKey("normalizer.strip_accents"))
+	if err != nil {
+		return f.errorf("%w", err)
+	}
+	if ok {
+		words.StripAccents = &strip
+	}
+	v.Words = words
+	return nil
 }
 
 // readTypes reads the types of tokens, all normal without.
@@ -205,6 +245,12 @@ func (f *hfFiles) readSpecials() error {
 		if err != nil {
 			return f.errorf("%w", err)
 		}
+		if name, renamed := bertSpecials[s.kind]; renamed && v.Words != nil {
+			if _, twice := f.special[name]; twice {
+				continue
+			}
+			s.kind = name
+		}
 		switch {
 		case !ok:
 		case id < 0 || id >= int64(len(v.Tokens)):
@@ -213,6 +259,34 @@ func (f *hfFiles) readSpecials() error {
 			f.special[s.kind] = int(id)
 			v.Special = append(v.Special, int(id))
 		}
+	}
+	return nil
+}
+
+// bertSpecials are the tokens that converters call by two names.
+var bertSpecials = map[string]string{"bos": "cls", "eos": "sep"}
+
+// readAround reads which special tokens are put around texts. Around those of a WordPiece
+// model there are always two (llama.cpp 0.5, src/llama-vocab.cpp).
+func (f *hfFiles) readAround() error {
+	v := &f.vocab
+	if v.Words != nil {
+		for _, around := range []struct {
+			kind string
+			ids  *[]int
+		}{{"cls", &v.Before}, {"sep", &v.After}} {
+			id, ok := f.special[around.kind]
+			if !ok {
+				return f.errorf("its WordPiece tokenizer has no %s token", around.kind)
+			}
+			*around.ids = []int{id}
+		}
+		unknown, ok := f.special["unk"]
+		if !ok {
+			return f.errorf("its WordPiece tokenizer has no unknown token")
+		}
+		v.Types[unknown] = tokenizer.Unknown
+		return nil
 	}
 	for _, around := range []struct {
 		kind  string
@@ -248,7 +322,10 @@ func (f *hfFiles) writeVocabulary() error {
 	}
 	f.add(fastFile, data)
 	lost := fmt.Sprintf("its tokenizer is written as the name of its pre-tokenizer, %s, says: other normalization, and flags of added tokens, are not in the file", f.vocab.Pre)
-	if f.kind == "llama" {
+	switch f.kind {
+	case "bert":
+		lost = "its WordPiece tokenizer is written with the normalizer and the split of BERT, as every runtime has them: flags of added tokens are not in the file"
+	case "llama":
 		if data, err = f.vocab.SentencePiece(); err != nil {
 			return f.errorf("its tokenizer: %w", err)
 		}
@@ -277,6 +354,9 @@ func (f *hfFiles) writeTokenizerConfig() error {
 		kind string
 		ids  []int
 	}{{"bos", v.Before}, {"eos", v.After}} {
+		if v.Words != nil {
+			break
+		}
 		if _, stated := f.keys.Get(tokenKey("add_" + around.kind + "_token")); stated || len(around.ids) > 0 {
 			o.Set("add_"+around.kind+"_token", strictjson.NewBool(len(around.ids) > 0))
 		}
@@ -290,7 +370,10 @@ func (f *hfFiles) writeTokenizerConfig() error {
 	if n, ok, err := f.optInt("context_length"); err == nil && ok {
 		o.Set("model_max_length", strictjson.NewInt(n))
 	}
-	o.Set("clean_up_tokenization_spaces", strictjson.NewBool(false))
+	o.Set("clean_up_tokenization_spaces", strictjson.NewBool(v.Words != nil))
+	if v.Words != nil {
+		o.Set("do_lower_case", strictjson.NewBool(v.Words.Lowercase))
+	}
 	f.addedDecoder(o)
 	if err := f.templates(o); err != nil {
 		return err
@@ -360,6 +443,9 @@ func (f *hfFiles) templates(o *strictjson.Object) error {
 // writeGeneration writes generation_config.json: what the makers recommend, and the
 // tokens that end a text.
 func (f *hfFiles) writeGeneration() error {
+	if f.family.Has(arch.TextEmbeddings) {
+		return nil // it writes nothing
+	}
 	o := strictjson.NewObject()
 	var ends []strictjson.Value
 	for _, kind := range []string{"eos", "eot", "eom"} {
@@ -433,7 +519,8 @@ func (h *hfPlanner) keysWith(prefix string) bool {
 // leftOver names the keys of the tokenizer that no file has a place for.
 func (h *hfPlanner) leftOver() {
 	var left []string
-	known := []string{"model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix", "eot_token_id", "eom_token_id"}
+	known := []string{"model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix", "eot_token_id", "eom_token_id",
+		"token_type_count", "normalizer.lowercase", "normalizer.strip_accents"}
 	for _, s := range hfSpecials {
 		known = append(known, s.key+"_token_id")
 	}

@@ -3,7 +3,7 @@ package arch
 // bertFamily makes embeddings of texts (llama.cpp, conversion/bert.py). Its heads, which
 // learn masked words, and the pooler have no place in GGUF.
 var bertFamily = Family{
-	Name: "bert", Prefix: "bert.", ModelType: "bert", Architectures: []string{"BertModel", "BertForMaskedLM"},
+	Name: "bert", Prefix: "bert.", Bare: true, ModelType: "bert", Architectures: []string{"BertModel", "BertForMaskedLM"},
 	Suffixes: map[string]string{".gamma": ".weight", ".beta": ".bias"},
 	Dropped: []string{"embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias", "cls.predictions.bias",
 		"cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "cls.predictions.transform.dense.weight",
@@ -24,7 +24,7 @@ var bertFamily = Family{
 		{"bert.encoder.layer.#.output.dense", "blk.#.ffn_down", Same},
 		{"bert.encoder.layer.#.output.LayerNorm", "blk.#.layer_output_norm", Same},
 	},
-	Params: and(put(less(common, rmsNormEpsilon),
+	Params: and(put(less(common, rmsNormEpsilon, "attention.head_count_kv", "attention.key_length", "attention.value_length", string(Rotary), string(Heads)),
 		Param{Key: "feed_forward_length", Names: []string{"intermediate_size"}, Need: Always},
 		Param{Key: layerNormEpsilon, Names: layerNormNames, Kind: Real, Need: Always}),
 		Param{Rule: LearnedPositions}, Param{Rule: TokenTypes}, Param{Rule: TextEmbeddings}),

@@ -45,6 +45,7 @@ type Family struct {
 	Architectures []string // of config.json; a GGUF file becomes the first, if no rule says otherwise
 	ModelType     string   // of the first
 	Prefix        string   // that tensors of the decoder have, in files of some classes
+	Bare          bool     // the first class has names without the prefix
 	Renames       []Rename
 	Suffixes      map[string]string // what older files have for .weight and .bias
 	Dropped       []string          // tensors without a place in GGUF, by the end of their name

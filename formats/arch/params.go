@@ -180,9 +180,9 @@ func put(table []Param, rows ...Param) []Param {
 	return table
 }
 
-// less returns a table without the rows of some keys.
-func less(table []Param, keys ...string) []Param {
-	return slices.DeleteFunc(slices.Clone(table), func(p Param) bool { return p.Key != "" && slices.Contains(keys, p.Key) })
+// less returns a table without the rows of some keys or rules.
+func less(table []Param, names ...string) []Param {
+	return slices.DeleteFunc(slices.Clone(table), func(p Param) bool { return slices.Contains(names, p.Key+string(p.Rule)) })
 }
 
 // Activations of feed-forward layers, by the names that config.json has for them.

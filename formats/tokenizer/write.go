@@ -28,6 +28,15 @@ type Vocabulary struct {
 	Special       []int // ids that are special whatever their type says
 	// SpacePrefix puts a space in front of a text, of SentencePiece models.
 	SpacePrefix bool
+	// Words is set of WordPiece models, whose tokens are those of tokenizer.json: they say
+	// where a word goes on.
+	Words *Words
+}
+
+// Words is how a WordPiece model changes words before it cuts them.
+type Words struct {
+	Lowercase    bool
+	StripAccents *bool // nil: if it makes them lower case
 }
 
 // preAliases are pre-tokenizers that split as one of preTokenizers does.
@@ -148,7 +157,8 @@ func (v *Vocabulary) isAdded(id int) (added, special bool) {
 }
 
 // Fast returns the text of a tokenizer.json: of a vocabulary with scores BPE with the
-// merges that they amount to and bytes for what has no token, else BPE over bytes.
+// merges that they amount to and bytes for what has no token, of one with words WordPiece,
+// else BPE over bytes.
 func (v *Vocabulary) Fast() ([]byte, error) {
 	if err := v.check(); err != nil {
 		return nil, err
@@ -170,12 +180,33 @@ func (v *Vocabulary) Fast() ([]byte, error) {
 	}
 	b = append(b, ']')
 	var err error
-	if v.Scores != nil {
+	switch {
+	case v.Words != nil:
+		b = v.appendWords(b)
+	case v.Scores != nil:
 		b = v.appendPieces(b)
-	} else {
+	default:
 		b, err = v.appendBytePairs(b)
 	}
 	return append(b, "}\n"...), err
+}
+
+// appendWords writes the parts of a WordPiece model as BERT has them. A second text has
+// only the token behind it.
+func (v *Vocabulary) appendWords(b []byte) []byte {
+	const longest = 100 // characters of a word that is looked at, in BERT; llama.cpp has no limit
+	strip := "null"
+	if v.Words.StripAccents != nil {
+		strip = strconv.FormatBool(*v.Words.StripAccents)
+	}
+	b = fmt.Appendf(b, `,"normalizer":{"type":"BertNormalizer","clean_text":true,"handle_chinese_chars":true,"strip_accents":%s,"lowercase":%v}`,
+		strip, v.Words.Lowercase)
+	b = append(b, `,"pre_tokenizer":{"type":"BertPreTokenizer"}`...)
+	b = v.appendTemplate(b, false)
+	b = append(b, `,"decoder":{"type":"WordPiece","prefix":"##","cleanup":true},"model":{"type":"WordPiece","unk_token":`...)
+	b = strictjson.AppendQuoted(b, v.Tokens[max(slices.Index(v.Types, Unknown), 0)])
+	b = fmt.Appendf(b, `,"continuing_subword_prefix":"##","max_input_chars_per_word":%d`, longest)
+	return append(v.appendVocab(b), '}')
 }
 
 // appendPieces writes the parts of a SentencePiece model.
@@ -187,7 +218,7 @@ func (v *Vocabulary) appendPieces(b []byte) []byte {
 	} else {
 		b = append(b, `,"normalizer":`+escape+`,"pre_tokenizer":null`...)
 	}
-	b = v.appendTemplate(b)
+	b = v.appendTemplate(b, true)
 	b = append(b, `,"decoder":{"type":"Sequence","decoders":[`+decode...)
 	if v.SpacePrefix {
 		b = append(b, `,{"type":"Strip","content":" ","start":1,"stop":0}`...)
@@ -230,15 +261,15 @@ func (v *Vocabulary) appendBytePairs(b []byte) ([]byte, error) {
 		}
 	}
 	b = append(b, `]}`...)
-	b = v.appendTemplate(b)
+	b = v.appendTemplate(b, true)
 	b = append(b, `,"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}`...)
 	b = append(b, `,"model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false`...)
 	b = fmt.Appendf(b, `,"byte_fallback":false,"ignore_merges":%v`, traitsOf[base].wholeWords)
 	return v.appendModel(b, v.Merges), nil
 }
 
-// appendModel writes tokens and merges, and ends the model.
-func (v *Vocabulary) appendModel(b []byte, merges [][2]string) []byte {
+// appendVocab writes the tokens.
+func (v *Vocabulary) appendVocab(b []byte) []byte {
 	b = append(b, `,"vocab":{`...)
 	first := true
 	for id, token := range v.Tokens {
@@ -253,7 +284,12 @@ func (v *Vocabulary) appendModel(b []byte, merges [][2]string) []byte {
 		b = append(b, ':')
 		b = strconv.AppendInt(b, int64(id), 10)
 	}
-	b = append(b, `},"merges":[`...)
+	return append(b, '}')
+}
+
+// appendModel writes tokens and merges, and ends the model.
+func (v *Vocabulary) appendModel(b []byte, merges [][2]string) []byte {
+	b = append(v.appendVocab(b), `,"merges":[`...)
 	for i, m := range merges {
 		if i > 0 {
 			b = append(b, ',')
@@ -267,14 +303,17 @@ func (v *Vocabulary) appendModel(b []byte, merges [][2]string) []byte {
 	return append(b, `]}`...)
 }
 
-// appendTemplate writes what is put around a text.
-func (v *Vocabulary) appendTemplate(b []byte) []byte {
+// appendTemplate writes what is put around a text. A second text may begin as the first.
+func (v *Vocabulary) appendTemplate(b []byte, again bool) []byte {
 	around := slices.Concat(v.Before, v.After)
 	if len(around) == 0 {
 		return append(b, `,"post_processor":null`...)
 	}
 	text := func(b []byte, sequence string, kind int) []byte {
 		for _, id := range v.Before {
+			if kind > 0 && !again {
+				continue
+			}
 			b = append(b, `{"SpecialToken":{"id":`...)
 			b = strictjson.AppendQuoted(b, v.Tokens[id])
 			b = fmt.Appendf(b, `,"type_id":%d}},`, kind)
