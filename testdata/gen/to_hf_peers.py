@@ -30,7 +30,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 warnings.filterwarnings("ignore")
 transformers.logging.set_verbosity_error()
@@ -78,6 +78,20 @@ def byte_level(kind: str) -> PreTrainedTokenizerFast:
     if kind == "llama3":
         t.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=t, bos_token="<|begin|>", eos_token="<|end|>")
+
+
+def words(lowercase: bool) -> PreTrainedTokenizerFast:
+    """WordPiece as BERT has it."""
+    t = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    t.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    t.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    t.decoder = decoders.WordPiece()
+    t.train_from_iterator(LEARNED * 3, trainers.WordPieceTrainer(
+        vocab_size=300, show_progress=False, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
+    t.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=t, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
 
 
 def pieces(folder: str, prefix: bool) -> None:
@@ -133,7 +147,19 @@ CASES = {
                             beta_fast=32.0, beta_slow=1.0))), "llama3"),
     "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-4, use_bias=True), "gpt2"),
     "starcoder2 without biases": ("Starcoder2Config", dict(norm_epsilon=1e-4, use_bias=False, tie_word_embeddings=False), "gpt2"),
+    "bert": ("BertConfig", dict(rms_norm_eps=None, rope_theta=None, num_key_value_heads=None, bos_token_id=None, eos_token_id=None, pad_token_id=0), "words"),
+    "bert cased": ("BertConfig", dict(rms_norm_eps=None, rope_theta=None, num_key_value_heads=None, bos_token_id=None, eos_token_id=None,
+                                      pad_token_id=0, layer_norm_eps=1e-7, type_vocab_size=3), "words, cased"),
 }
+
+
+def class_of(name: str) -> type:
+    return AutoModel if name.startswith("bert") else AutoModelForCausalLM
+
+
+def outputs(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    out = model(ids)
+    return out.logits if "logits" in out else out.last_hidden_state
 
 
 def make(name: str, folder: str) -> tuple[torch.nn.Module, int]:
@@ -146,18 +172,18 @@ def make(name: str, folder: str) -> tuple[torch.nn.Module, int]:
 
         count = SentencePieceProcessor(os.path.join(folder, "tokenizer.model")).vocab_size()
     else:
-        tokenizer = byte_level(tokens)
+        tokenizer = words("cased" not in tokens) if tokens.startswith("words") else byte_level(tokens)
         tokenizer.save_pretrained(folder)
         count = len(tokenizer)
     if extra is None:
         config = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=1)
     else:
-        config = {k: v for k, v in dict(COMMON, **extra).items() if k != "rope_theta" or v is not None}
+        config = {k: v for k, v in dict(COMMON, **extra).items() if k == "pad_token_id" or v is not None or k not in extra or k == "sliding_window"}
     if tokens.startswith("pieces"):
         config.update(bos_token_id=1, eos_token_id=2)
     torch.manual_seed(list(CASES).index(name))
     config = getattr(transformers, kind)(vocab_size=count, **config)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = class_of(name).from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for key, p in model.named_parameters():
             if p.dim() == 1:
@@ -191,20 +217,25 @@ def check(name: str, binary: str, work: str) -> None:
     model, count = make(name, first)
     run(binary, "convert", first, "-o", file, "--dtype", "f32")
     run(binary, "convert", file, "-o", folder, "--verify")
-    back, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    back, info = class_of(name).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     lost = [k for k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs") if info.get(k)]
+    if name.startswith("bert"):  # the pooler has no place in GGUF
+        lost = [k for k in lost if k != "missing_keys" or set(info[k]) != {"pooler.dense.weight", "pooler.dense.bias"}]
     report(not lost, f"{name}: loads", ", ".join(f"{k} {info[k]}" for k in lost))
     same = True
     with torch.no_grad():
         for seed in range(3):
             ids = torch.randint(0, count, (1, 40), generator=torch.Generator().manual_seed(seed))
-            a, b = model(ids).logits, back.eval()(ids).logits
+            a, b = outputs(model, ids), outputs(back.eval(), ids)
             same = same and torch.equal(a, b) and bool(a.std() > 0)
     report(same, f"{name}: logits", "" if same else f"differ by up to {(a - b).abs().max().item():.3g}")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for text, want in zip(TEXTS, expected_ids(first, name)):
         got = tokenizer(text)["input_ids"]
         report(got == want, f"{name}: ids of {text[:20]!r}", "" if got == want else f"{got} want {want}")
+    if name.startswith("bert"):
+        got, want = (dict(t(TEXTS[0], TEXTS[1])) for t in (tokenizer, AutoTokenizer.from_pretrained(first)))
+        report(got == want, f"{name}: a pair of texts")
 
 
 # --- a published model ------------------------------------------------------------------------------------------
