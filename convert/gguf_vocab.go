@@ -1,9 +1,7 @@
 package convert
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -12,7 +10,6 @@ import (
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/tokenizer"
-	"github.com/loratool/loratool/internal/saferead"
 	"github.com/loratool/loratool/internal/strictjson"
 )
 
@@ -51,23 +48,7 @@ const maxTokenizerFile = 256 << 20
 
 // file returns a file beside the weights; false if there is none.
 func (g *ggufPlanner) file(name string) ([]byte, bool, error) {
-	path := filepath.Join(g.source.Path, name)
-	f, size, err := saferead.OpenRegular(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, &checkpoint.InputError{Path: path, Err: err}
-	}
-	defer f.Close()
-	if size > maxTokenizerFile {
-		return nil, false, &checkpoint.InputError{Path: path, Err: fmt.Errorf("%d bytes, at most %d are read", size, maxTokenizerFile)}
-	}
-	data, err := saferead.New(f, size).Bytes(0, size)
-	if err != nil {
-		return nil, false, &checkpoint.InputError{Path: path, Err: err}
-	}
-	return data, true, nil
+	return g.source.SideFile(name, maxTokenizerFile)
 }
 
 // object returns a JSON file beside the weights, nil if there is none.

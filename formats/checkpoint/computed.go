@@ -4,6 +4,7 @@ import (
 	"io"
 
 	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/internal/strictjson"
 )
 
 // As returns the model with the tensors of another checkpoint, which are computed from
@@ -21,6 +22,14 @@ func (m *Model) As(tensors Checkpoint) *Model {
 		seen.byName[s.Name] = l
 	}
 	return seen
+}
+
+// WithFiles returns the computed model with the config and the files that a folder of it
+// would have.
+func (m *Model) WithFiles(config *strictjson.Object, files []Sidecar) *Model {
+	seen := *m
+	seen.Config, seen.sidecars = config, files
+	return &seen
 }
 
 // AsGGUF returns the model as the GGUF file that a layout describes, with the tensors of

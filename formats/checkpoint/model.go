@@ -84,6 +84,7 @@ type Model struct {
 	specs    []tensor.Spec
 	byName   map[string]located
 	gguf     *gguf.Set // nil unless the files are GGUF
+	sidecars []Sidecar // in place of the files of the folder, of a computed model
 
 	raw       []tensor.Spec       // as stored
 	derived   map[string]*derived // what is computed from several of them
@@ -632,12 +633,35 @@ func (m *Model) modules() ([]string, error) {
 	return folders, nil
 }
 
+// SideFile reads a file of the folder; false if there is none. It may have so many bytes.
+func (m *Model) SideFile(name string, limit int64) ([]byte, bool, error) {
+	path := filepath.Join(m.Path, filepath.FromSlash(name))
+	if m.sidecars != nil {
+		i := slices.IndexFunc(m.sidecars, func(s Sidecar) bool { return s.Name == filepath.ToSlash(name) })
+		if i < 0 {
+			return nil, false, nil
+		}
+		if m.sidecars[i].Source == "" {
+			return m.sidecars[i].Data, true, nil
+		}
+		path = m.sidecars[i].Source
+	}
+	data, err := readSmall(path, limit)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, &InputError{path, err}
+	}
+	return data, true, nil
+}
+
 // Card returns the text of the model's README.md, empty without one.
 func (m *Model) Card() string {
 	if !m.IsFolder {
 		return ""
 	}
-	data, err := readSmall(filepath.Join(m.Path, cardName), maxConfigSize)
+	data, _, err := m.SideFile(cardName, maxConfigSize)
 	if err != nil {
 		return ""
 	}

@@ -23,6 +23,9 @@ const shownTokens = 3
 func Compare(e *Encoder, l *Llama) ([]Difference, error) {
 	var all []Difference
 	compare := func(line int, text string) error {
+		if _, words := e.model.(*wordPiece); words {
+			text = otherBlanks.Replace(text)
+		}
 		fast, err := e.Encode(text, false)
 		if err != nil {
 			return err
@@ -53,6 +56,10 @@ func Compare(e *Encoder, l *Llama) ([]Difference, error) {
 	}
 	return all, compare(0, Sample)
 }
+
+// otherBlanks takes out what BERT cleans away and llama.cpp splits words at (llama.cpp 0.5,
+// unicode_cpt_flags: blanks), whatever the file says: no conversion can help it.
+var otherBlanks = strings.NewReplacer("\v", "", "\f", "", "\u0085", "")
 
 // loses reports whether a text has characters that there are no tokens for: they are unknown
 // tokens or, where there is none, passed over.

@@ -79,7 +79,7 @@ func seeFolderAsFile(in *mergeInputs, f *quantizeFlags, o engine.Options) (*fold
 	}
 	if len(in.sources) > 0 {
 		o.Memory /= 2 // for each of the two views
-		merged, err := done.seeMerge(in, o)
+		merged, err := done.seeMerge(in, f, o)
 		if err != nil {
 			return nil, err
 		}
@@ -111,8 +111,8 @@ func seeFolderAsFile(in *mergeInputs, f *quantizeFlags, o engine.Options) (*fold
 }
 
 // seeMerge returns the merge of the inputs in F32.
-func (s *folderAsFile) seeMerge(in *mergeInputs, o engine.Options) (*checkpoint.Model, error) {
-	m, err := merge.Plan(in.base, in.sources, merge.Options{Output: "merged", DType: tensor.F32, NoProvenance: true})
+func (s *folderAsFile) seeMerge(in *mergeInputs, f *quantizeFlags, o engine.Options) (*checkpoint.Model, error) {
+	m, err := merge.Plan(in.base, in.sources, merge.Options{Output: "merged", DType: tensor.F32, NoProvenance: f.noProvenance, Version: buildVersion()})
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +122,9 @@ func (s *folderAsFile) seeMerge(in *mergeInputs, o engine.Options) (*checkpoint.
 	}
 	s.inputs, s.decisions, s.memory = m.Plan.Inputs, m.Plan.Decisions, view.Memory()
 	s.views = []*engine.View{view}
-	model := in.base.As(view)
-	model.Config, err = strictjson.ParsePythonObject(m.Config.Encode())
-	return model, err
+	config, err := strictjson.ParsePythonObject(m.Config.Encode())
+	if err != nil {
+		return nil, err
+	}
+	return in.base.As(view).WithFiles(config, m.Sidecars), nil
 }
