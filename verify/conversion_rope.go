@@ -147,6 +147,10 @@ func (k *keyCheck) phi3Factor() (float64, bool) {
 	if !ok || err != nil || notText != nil || factors.IsNull() || !(original > 1) || !(context > original) {
 		return 1, k.arch == "phi3"
 	}
+	stated, _ := k.config.rope("attention_factor")
+	if f, err := stated.Float(); err == nil && !stated.IsNull() {
+		return f, true
+	}
 	if name == "yarn" {
 		return 0.1*math.Log(context/original) + 1, true
 	}
