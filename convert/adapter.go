@@ -482,7 +482,7 @@ func (c *adapterPlanner) keys(alpha float32) (*gguf.Metadata, error) {
 // checkAdapterOptions refuses a conversion of an adapter between the two worlds without a
 // base, and a base without such a conversion.
 func (p *planner) checkAdapterOptions() (crosses bool, err error) {
-	toGGUF := strings.HasSuffix(p.options.Output, ggufExt)
+	toGGUF := p.options.isGGUF()
 	crosses = p.source.IsAdapter() && toGGUF || isGGUFAdapter(p.source)
 	switch {
 	case isGGUFAdapter(p.source) && toGGUF:

@@ -26,7 +26,9 @@ import (
 type Options struct {
 	Output       string
 	DType        tensor.DType // of every floating-point tensor; none keeps the input's
-	ShardSize    int64
+	GGUF         bool         // the output is GGUF, which else the end of its path says
+	ShardSize    int64        // bytes of tensors in a file
+	ShardTensors int          // of GGUF, in place of a size
 	NoProvenance bool
 	Version      string // of the tool, for provenance
 	// Of GGUF files that are written: the model's name, none for that of its card or
@@ -38,6 +40,9 @@ type Options struct {
 	// GGUF file: names, heads and shapes are its own. Its weights are not read.
 	Base *checkpoint.Model
 }
+
+// isGGUF reports whether the output is GGUF: one file, or a folder of several.
+func (o *Options) isGGUF() bool { return o.GGUF || strings.HasSuffix(o.Output, ggufExt) }
 
 // OptionError names an option that does not fit the input.
 type OptionError struct{ Option, Reason string }
@@ -88,7 +93,7 @@ func Plan(source *checkpoint.Model, o Options) (*Conversion, error) {
 	if source.GGUF() != nil {
 		return planHF(p)
 	}
-	if strings.HasSuffix(o.Output, ggufExt) {
+	if o.isGGUF() {
 		return planGGUF(p)
 	}
 	if err := p.restore(); err != nil {
@@ -116,7 +121,7 @@ func (p *planner) checkOptions() error {
 	default:
 		return &OptionError{"dtype", fmt.Sprintf("%q is not one of f32, f16, bf16, f64", d)}
 	}
-	if p.source.IsAdapter() && p.options.ShardSize > 0 {
+	if p.source.IsAdapter() && (p.options.ShardSize > 0 || p.options.ShardTensors > 0) {
 		return &OptionError{"shard-size", "the input is an adapter: PEFT reads its weights from one file"}
 	}
 	return nil

@@ -53,7 +53,9 @@ func planGGUF(p *planner) (*Conversion, error) {
 	g.decide("gguf-type", fmt.Sprintf("matrices are written as %s; vectors, norms and routers are F32 in every file", g.fixed))
 	p.plan.Unhashed = true // a GGUF file has no place for what it was made from
 	c := &Conversion{Plan: p.plan, View: g.view, source: p.source, opts: p.options}
-	layout, err := checkpoint.NewGGUFLayout(p.options.Output, g.out, g.keys, checkpoint.GGUFOptions{})
+	layout, err := checkpoint.NewGGUFLayout(p.options.Output, g.out, g.keys, checkpoint.GGUFOptions{
+		Counts: gguf.ConverterCounts(g.out, g.options.ShardSize, g.options.ShardTensors),
+	})
 	if err != nil {
 		return nil, g.errorf("%w", err)
 	}

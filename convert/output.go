@@ -108,7 +108,7 @@ const maxPrevious = 64 << 10
 // path; nil leaves placeholders of the same length.
 func (c *Conversion) Metadata(hashes map[string]string) map[string]string {
 	all := make(map[string]string)
-	if strings.HasSuffix(c.opts.Output, ggufExt) {
+	if c.opts.isGGUF() {
 		return all // a GGUF file has no place for it
 	}
 	for k, v := range c.source.Metadata() {

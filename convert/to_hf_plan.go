@@ -16,7 +16,7 @@ import (
 
 // planHF decides how to write a GGUF model as a folder, or its weights as one file.
 func planHF(p *planner) (*Conversion, error) {
-	if strings.HasSuffix(p.options.Output, ggufExt) {
+	if p.options.isGGUF() {
 		return nil, p.errorf("it is a GGUF file already: 'loratool quantize' writes it in other types; without .gguf the output is a folder for transformers")
 	}
 	h, from, err := asHF(p.source)

@@ -42,6 +42,9 @@ type GGUFOptions struct {
 	// tensors stay as they are, without a mix.
 	Changed checkpoint.Checkpoint
 	Keep    bool
+	// Converter gives a model that is all F32 the types, order, keys and files that
+	// llama.cpp's converter gives it; of the mix only the type counts.
+	Converter bool
 	// Inputs are what a model was computed from that is no file; none for the model itself.
 	Inputs []plan.Input
 
@@ -107,7 +110,7 @@ func (p *ggufPlanner) sort() {
 	}
 	for _, t := range set.Tensors() {
 		s := t.Spec
-		if !p.options.Keep {
+		if !p.isKept() {
 			s.Shape = gguf.TrimShape(s.Shape)
 		}
 		p.tensors = append(p.tensors, s)
@@ -115,7 +118,7 @@ func (p *ggufPlanner) sort() {
 			p.counts[t.File]++
 		}
 	}
-	if p.counts == nil && !p.options.Keep {
+	if p.counts == nil && !p.isKept() {
 		mix.Sort(p.tensors)
 	}
 }
@@ -124,7 +127,7 @@ func (p *ggufPlanner) sort() {
 // those that the mix sets.
 func (p *ggufPlanner) setKeys() error {
 	p.keys = p.base.GGUF().Metadata()
-	if p.options.Keep {
+	if p.isKept() {
 		return nil
 	}
 	known := p.keys.Clone()
@@ -144,8 +147,11 @@ func (p *ggufPlanner) decide(q *GGUF) error {
 	if p.options.Matrix != nil {
 		o.Matrix = p.options.Matrix.Sizes()
 	}
-	if p.options.Keep {
+	switch {
+	case p.options.Keep:
 		return p.keep(q)
+	case p.options.Converter:
+		return p.convert(q)
 	}
 	var refusal *mix.RefusalError
 	m, err := mix.Plan(p.model, p.tensors, o)
@@ -193,7 +199,7 @@ func (p *ggufPlanner) place(q *GGUF) error {
 		return &checkpoint.InputError{Path: p.base.Path, Err: err}
 	}
 	p.finishKeys(q.Mix)
-	if q.Layout, err = checkpoint.NewGGUFLayout(p.options.Output, specs, p.keys, p.split()); err != nil {
+	if q.Layout, err = checkpoint.NewGGUFLayout(p.options.Output, specs, p.keys, p.split(specs)); err != nil {
 		return err
 	}
 	p.addInputs(q.Plan)
@@ -211,7 +217,10 @@ func (p *ggufPlanner) place(q *GGUF) error {
 // finishKeys leaves the keys as the reference does: what the mix sets behind all others,
 // then what was asked for, then the importance matrix.
 func (p *ggufPlanner) finishKeys(m *mix.Mix) {
-	if !p.options.Keep {
+	switch {
+	case p.options.Converter:
+		p.keys.Replace(keyFileType, gguf.ValueOf(m.FileType))
+	case !p.options.Keep:
 		m.SetKeys(p.keys)
 	}
 	for _, k := range p.options.Keys {
@@ -222,7 +231,16 @@ func (p *ggufPlanner) finishKeys(m *mix.Mix) {
 	}
 }
 
-func (p *ggufPlanner) split() checkpoint.GGUFOptions {
+// keyFileType says what most tensors are.
+const keyFileType = "general.file_type"
+
+// isKept reports whether order, shapes and keys stay as they are.
+func (p *ggufPlanner) isKept() bool { return p.options.Keep || p.options.Converter }
+
+func (p *ggufPlanner) split(specs []gguf.Spec) checkpoint.GGUFOptions {
+	if p.options.Converter {
+		return p.converterSplit(specs)
+	}
 	return checkpoint.GGUFOptions{Split: p.options.Split, Counts: p.counts}
 }
 

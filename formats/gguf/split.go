@@ -144,6 +144,26 @@ func Distribute(m *Metadata, specs []Spec, counts []int, lo LayoutOptions) ([]*L
 	return layouts, nil
 }
 
+// ConverterCounts says how many tensors each file has where llama.cpp's converter cuts a
+// model: one more than the limit, or one that takes its file above the size in bytes, begins
+// the next. 0 is no limit; without any it is nil, one file (gguf-py, gguf_writer.py).
+func ConverterCounts(specs []Spec, maxBytes int64, maxTensors int) []int {
+	if maxBytes == 0 && maxTensors == 0 {
+		return nil
+	}
+	counts, bytes := []int{0}, int64(0)
+	for _, s := range specs {
+		last := len(counts) - 1
+		full := maxTensors > 0 && counts[last] >= maxTensors || maxBytes > 0 && s.Size() > maxBytes-bytes
+		if full && counts[last] > 0 { // the converter leaves the first file empty before a larger tensor
+			counts, bytes, last = append(counts, 0), 0, last+1
+		}
+		counts[last]++
+		bytes += s.Size()
+	}
+	return counts
+}
+
 // shardKeys returns the keys of one file, but for those of the split: all in the
 // first, in the others an alignment that is not the default.
 func shardKeys(m *Metadata, no int) *Metadata {

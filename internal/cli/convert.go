@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -25,7 +26,9 @@ type convertFlags struct {
 	base         string
 	output       string
 	dtype        string
+	to           string
 	shardSize    size
+	shardTensors count
 	noProvenance bool
 	name         string
 	pre          string
@@ -47,6 +50,7 @@ Examples:
   loratool convert ./llama-q4_k_m.gguf -o ./llama
   loratool convert ./llama -o ./llama-f16 --dtype f16
   loratool convert ./llama-nf4 -o ./llama-bf16
+  loratool convert ./llama -o ./llama-gguf --to gguf --shard-size 4GB
   loratool convert ./llama -o ./small-shards --shard-size 1GB
   loratool convert ./lora -o ./lora-bf16 --dtype bf16
   loratool convert ./lora --base ./llama -o ./lora.gguf
@@ -61,7 +65,9 @@ quantization_config are left out. Any other quantized model is an error.
 
 An OUT that ends in .gguf is what llama.cpp's converter makes of the same folder, byte
 for byte: names, rows, experts, hyperparameters, tokenizer, chat template. --dtype is
-f32, f16 or bf16, without it that of the model if it has 16 bits, else f16. There are
+f32, f16, bf16, q8_0, tq1_0, tq2_0 or auto, which is the default: that of the model if
+it has 16 bits, else f16. Types of blocks are a quantization in one pass, whose report
+is that of 'loratool quantize'; more types are there. There are
 tables for Llama, Mistral, Mixtral, Qwen2, Qwen3, their models of experts, Gemma 1 to
 3, Phi 3 and 4, SmolLM3, Granite, OLMo 2 and 3, StarCoder 2, GPT-2, and BERT, also of
 sentence-transformers; anything else is an error that names it, and so is a module
@@ -107,8 +113,10 @@ Exit status: 0 done, 1 failed, 2 usage, 4 bad input, 5 refused, 130 cancelled
 func (f *convertFlags) register(fs *pflag.FlagSet) {
 	fs.StringVarP(&f.output, "output", "o", "", "`OUT`, a folder, a .safetensors or a .gguf file, to write")
 	fs.StringVar(&f.base, "base", "", "`MODEL`, a folder or a GGUF file, that an adapter is for which becomes GGUF or comes from it")
-	fs.StringVar(&f.dtype, "dtype", "", "`TYPE` of floating-point tensors: f32, f16, bf16 or f64 (default: as in the input)")
-	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB)")
+	fs.StringVar(&f.dtype, "dtype", "", "`TYPE` of floating-point tensors: f32, f16, bf16 or f64; of GGUF also q8_0, tq1_0, tq2_0 or auto (default: as in the input)")
+	fs.StringVar(&f.to, "to", "", "`FORMAT` of the output, gguf or safetensors (default: gguf if OUT ends in .gguf)")
+	fs.Var(&f.shardSize, "shard-size", "largest weight file of a folder, such as 5GB (default 5GB; of GGUF one file)")
+	fs.Var(&f.shardTensors, "shard-tensors", "most tensors of a file, with --to gguf")
 	fs.BoolVar(&f.noProvenance, "no-provenance", false, "leave names and hashes of the inputs out of the output")
 	fs.StringVar(&f.name, "name", "", "`NAME` of the model in a GGUF file (default: that of its folder)")
 	fs.StringVar(&f.pre, "pre", "", "pre-tokenizer of a GGUF file by llama.cpp's `NAME` (default: by the expressions in tokenizer.json, or as the file says)")
@@ -120,13 +128,15 @@ func (f *convertFlags) register(fs *pflag.FlagSet) {
 func (a *App) completeConvert(cmd *cobra.Command) {
 	sizes := fixed("256MiB", "1GiB", "5GB")
 	for flag, complete := range map[string]completer{
-		"base":       a.models,
-		"dtype":      fixed("bf16\tbfloat16", "f16\tIEEE half", "f32\t32-bit", "f64\t64-bit"),
-		"memory":     sizes,
-		"shard-size": sizes,
-		"jobs":       fixed(),
-		"name":       fixed(),
-		"pre":        fixed(tokenizer.PreNames()...),
+		"base":          a.models,
+		"dtype":         fixed("bf16\tbfloat16", "f16\tIEEE half", "f32\t32-bit", "f64\t64-bit", "q8_0\tGGUF, blocks of 8 bits", "auto\tGGUF, as in the input"),
+		"memory":        sizes,
+		"shard-size":    sizes,
+		"to":            fixed("gguf", "safetensors"),
+		"jobs":          fixed(),
+		"shard-tensors": fixed(),
+		"name":          fixed(),
+		"pre":           fixed(tokenizer.PreNames()...),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
 			panic(err) // a flag that is not there
@@ -138,28 +148,82 @@ func (a *App) completeConvert(cmd *cobra.Command) {
 func (f *convertFlags) options() (convert.Options, error) {
 	o := convert.Options{
 		Output: f.output, ShardSize: int64(f.shardSize), NoProvenance: f.noProvenance, Version: buildVersion(),
-		Name: f.name, PreTokenizer: f.pre,
+		Name: f.name, PreTokenizer: f.pre, GGUF: f.to == "gguf", ShardTensors: int(f.shardTensors),
 	}
-	isGGUF := strings.HasSuffix(f.output, ".gguf")
-	switch {
-	case f.output == "":
-		return o, usagef("-o is missing")
-	case !isGGUF && f.name != "":
-		return o, usagef("--name is for an output that ends in .gguf")
-	case f.shardSize != 0 && (isGGUF || strings.HasSuffix(f.output, ".safetensors")):
-		return o, usagef("--shard-size: the output %q is one file", f.output)
-	case f.dtype == "":
-		return o, nil
+	if err := f.checkFormat(); err != nil || f.dtype == "" || f.isGGUF() && f.dtype == "auto" {
+		return o, err
 	}
 	var err error
 	if o.DType, err = tensor.ParseFlag(f.dtype); err != nil {
-		return o, usagef("--dtype: %q is not one of f32, f16, bf16, f64", f.dtype)
+		return o, usagef("--dtype: %q is not one of f32, f16, bf16, f64, of GGUF also q8_0, tq1_0, tq2_0, auto", f.dtype)
 	}
 	return o, nil
 }
 
+// checkFormat checks what the output is and how it is split.
+func (f *convertFlags) checkFormat() error {
+	isFile, isGGUF := strings.HasSuffix(f.output, ".gguf"), f.isGGUF()
+	isSplit := f.shardSize != 0 || f.shardTensors != 0
+	switch {
+	case f.output == "":
+		return usagef("-o is missing")
+	case f.to != "" && f.to != "gguf" && f.to != "safetensors":
+		return usagef("--to: %q is not one of gguf, safetensors", f.to)
+	case isFile && f.to == "safetensors":
+		return usagef("--to safetensors: the output %q is GGUF", f.output)
+	case !isGGUF && f.name != "":
+		return usagef("--name is for an output that is GGUF")
+	case !isGGUF && f.shardTensors != 0:
+		return usagef("--shard-tensors is for GGUF; --to gguf makes a folder of it")
+	case f.shardSize != 0 && f.shardTensors != 0:
+		return usagef("--shard-size and --shard-tensors exclude each other")
+	case isFile && isSplit:
+		return usageHint("-o "+strings.TrimSuffix(f.output, ".gguf")+" --to gguf", "the output %q is one file; a split GGUF model is a folder", f.output)
+	case isGGUF && !isFile && !isSplit:
+		return usageHint("-o "+f.output+".gguf", "-o: %q does not end in .gguf; only a split model (--shard-size, --shard-tensors) is a folder", f.output)
+	case f.shardSize != 0 && strings.HasSuffix(f.output, ".safetensors"):
+		return usagef("--shard-size: the output %q is one file", f.output)
+	}
+	return nil
+}
+
+func (f *convertFlags) isGGUF() bool { return f.to == "gguf" || strings.HasSuffix(f.output, ".gguf") }
+
+// blockTypes are the types of blocks that a conversion to GGUF can give to matrices.
+var blockTypes = []string{"q8_0", "tq1_0", "tq2_0"}
+
+// runConvertBlocks converts to types of blocks: quantization in one pass, with the types
+// that the converter gives.
+func (a *App) runConvertBlocks(ctx context.Context, f *convertFlags) error {
+	if err := f.checkFormat(); err != nil {
+		return err
+	}
+	if f.base != "" {
+		return usagef("--dtype: an adapter has f32, f16 or bf16")
+	}
+	source, err := checkpoint.Open(f.source, a.cache())
+	if err != nil {
+		return err
+	}
+	isGGUF := source.GGUF() != nil
+	if err := source.Close(); err != nil {
+		return err
+	}
+	if isGGUF {
+		return usageHint("loratool quantize "+f.source+" -o "+f.output+" --type "+f.dtype, "%s is a GGUF model already: 'loratool quantize' writes it in other types", f.source)
+	}
+	q := new(quantizeFlags)
+	q.register(pflag.NewFlagSet("quantize", pflag.ContinueOnError)) // for what has no flag here
+	q.model, q.output, q.kind, q.name, q.pre = f.source, f.output, f.dtype, f.name, f.pre
+	q.asConverter, q.shardSize, q.gguf.shardTensors, q.verify, q.run = true, f.shardSize, f.shardTensors, f.verify, f.run
+	return a.runQuantizeGGUF(ctx, q)
+}
+
 // runConvert opens, plans, runs and commits.
 func (a *App) runConvert(ctx context.Context, f *convertFlags) error {
+	if f.isGGUF() && slices.Contains(blockTypes, strings.ToLower(f.dtype)) {
+		return a.runConvertBlocks(ctx, f)
+	}
 	defer a.noteStop(ctx)()
 	opts, err := f.options()
 	if err != nil {
@@ -181,7 +245,7 @@ func (a *App) runConvert(ctx context.Context, f *convertFlags) error {
 		}
 		inputs.models = append(inputs.models, opts.Base)
 	}
-	if f.pre != "" && source.GGUF() == nil && !strings.HasSuffix(f.output, ".gguf") {
+	if f.pre != "" && source.GGUF() == nil && !f.isGGUF() {
 		return usagef("--pre is for an input or an output that is GGUF")
 	}
 	c, err := convert.Plan(source, opts)

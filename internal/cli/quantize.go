@@ -32,6 +32,7 @@ type quantizeFlags struct {
 	skip         []string
 	requantize   bool
 	shardSize    size
+	asConverter  bool // types and files as 'convert' gives them, whose flags these were
 	noProvenance bool
 	adapters     []string
 	name, pre    string

@@ -129,6 +129,7 @@ func (f *quantizeFlags) splitOptions(o *quant.GGUFOptions) error {
 	case set == 0 && !isFile:
 		return usageHint("-o "+f.output+".gguf", "-o: %q does not end in .gguf; only a split model (--keep-split, --shard-size, --shard-tensors) is a folder", f.output)
 	}
+	o.Converter = f.asConverter
 	if f.shardSize != 0 || f.gguf.shardTensors != 0 {
 		o.Split = &gguf.SplitOptions{MaxBytes: int64(f.shardSize), MaxTensors: int(f.gguf.shardTensors)}
 	}
