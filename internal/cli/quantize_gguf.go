@@ -278,7 +278,7 @@ func (a *App) runQuantizeGGUF(ctx context.Context, f *quantizeFlags) error {
 	if refusal != nil {
 		return refusal
 	}
-	key := identityOf("quantize", []any{f.kind, f.gguf, f.requantize, f.shardSize, f.output, f.adapters, f.name, f.pre, identity}, inputs.models)
+	key := identityOf("quantize", []any{f.kind, f.asConverter, f.gguf, f.requantize, f.shardSize, f.output, f.adapters, f.name, f.pre, identity}, inputs.models)
 	report, err := a.writeGGUF(ctx, q, seen, inputs, f, key, engineOpts)
 	if err != nil {
 		return err

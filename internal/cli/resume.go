@@ -26,6 +26,19 @@ func identityOf(command string, options any, inputs []*checkpoint.Model) string 
 	return hex.EncodeToString(h.Sum(nil))
 }
 
+// withHeaders adds the headers of GGUF files to a key: what they say of tokens comes from
+// files beside the weights, which are no part of the identity of a model.
+func withHeaders(key string, l *checkpoint.Layout) string {
+	h := sha256.New()
+	fmt.Fprintln(h, key)
+	for _, f := range l.Files {
+		if g := f.GGUF(); g != nil {
+			h.Write(g.Header())
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
 // finishedStep is what the journal of an output keeps of a step.
 type finishedStep struct {
 	Step   int                 `json:"step"`
@@ -39,6 +52,7 @@ func (a *App) openSink(l *checkpoint.Layout, p *plan.Plan, key string, f *runFla
 	var sink *checkpoint.Sink
 	var parts []checkpoint.Part
 	var err error
+	key = withHeaders(key, l)
 	if f.resume {
 		if sink, parts, err = checkpoint.Resume(f.fs(a), l, f.force, key, a.recordEvery()); err != nil {
 			return nil, err

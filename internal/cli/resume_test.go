@@ -125,6 +125,47 @@ func TestResumeRefuses(t *testing.T) {
 	}
 }
 
+// TestResumeTokenizer: a file beside the weights that was changed between two runs is in the
+// output, and what was written before it changed is not taken up.
+func TestResumeTokenizer(t *testing.T) {
+	dir := t.TempDir()
+	model, out := filepath.Join(dir, "qwen3"), filepath.Join(dir, "out.gguf")
+	golden := filepath.Join("..", "..", "testdata", "golden", "convert", "models", "qwen3")
+	if err := os.CopyFS(model, os.DirFS(golden)); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"convert", model, "-o", out, "--jobs", "1"}
+	for _, change := range []bool{false, true} {
+		fsys := faultfs.New(fsatomic.OS{}, faultfs.FailFrom(60, syscall.EIO))
+		if code, _, stderr := runRecording(fsys, args...); code != 1 {
+			t.Fatalf("ends with %d: %s", code, stderr)
+		}
+		path := filepath.Join(model, "tokenizer.json")
+		text, err := os.ReadFile(path)
+		if change && err == nil {
+			err = os.WriteFile(path, bytes.ReplaceAll(text, []byte("<tool_call>"), []byte("<longer_call>")), 0o666)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, _, stderr := runRecording(fsatomic.OS{}, append(args, "--resume")...)
+		if code != 0 || goingOn.MatchString(stderr) == change {
+			t.Fatalf("changed %v: %d, %s", change, code, stderr)
+		}
+		got := read(t, out)[""]
+		if code, _, stderr := runRecording(fsatomic.OS{}, append(args, "--force")...); code != 0 {
+			t.Fatal(stderr)
+		}
+		if want := read(t, out)[""]; got != want || strings.Contains(got, "<longer_call>") != change {
+			t.Errorf("changed %v: other bytes than without an interruption", change)
+		}
+		if err := os.Remove(out); err != nil {
+			t.Fatal(err)
+		}
+		removeLeft(t, dir)
+	}
+}
+
 // figuresOf cuts the tensors' figures out of a report.
 func figuresOf(report string) string {
 	from, to := strings.Index(report, `"tensors"`), strings.LastIndex(report, "]")
