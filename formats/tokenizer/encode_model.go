@@ -21,14 +21,8 @@ func (e *Encoder) readModel(f *Fast) (map[string]int, error) {
 		return nil, &UnsupportedError{"model", "there is none"}
 	}
 	c := &config{object: o, part: "model"}
-	vocab := make(map[string]int, len(f.Vocab))
+	vocab := f.ids
 	e.vocab = f.Vocab
-	if len(f.Vocab) == 0 { // a model whose vocabulary ParseFast does not read
-		e.vocab = make(map[int64]string)
-	}
-	for id, text := range f.Vocab {
-		vocab[text] = int(id)
-	}
 	keep := func(id int, text string) {
 		vocab[text], e.vocab[int64(id)] = id, text
 	}
@@ -38,31 +32,13 @@ func (e *Encoder) readModel(f *Fast) (map[string]int, error) {
 	case "WordPiece":
 		e.model = &wordPiece{vocab, c.text("unk_token"), c.text("continuing_subword_prefix"), int(c.number("max_input_chars_per_word", 100))}
 	case "WordLevel":
-		if err = readWords(o, keep); err == nil {
-			e.model = &wordLevel{vocab, c.text("unk_token")}
-		}
+		e.model = &wordLevel{vocab, c.text("unk_token")}
 	case "Unigram":
 		e.model, err = newUnigram(c, vocab, keep)
 	default:
 		return nil, c.unsupported("%q is not known", f.Model)
 	}
 	return vocab, errors.Join(err, c.err)
-}
-
-// readWords reads the vocabulary of a WordLevel model.
-func readWords(o *strictjson.Object, keep func(int, string)) error {
-	vocab, err := o.Object("vocab")
-	if err != nil {
-		return fmt.Errorf("model: %w", err)
-	}
-	for text, v := range vocab.All() {
-		id, err := v.Int()
-		if err != nil || id < 0 || id >= maxPieces {
-			return fmt.Errorf("model: the word %q has no id", text)
-		}
-		keep(int(id), text)
-	}
-	return nil
 }
 
 // bpe merges pairs of tokens, the one that comes first in the list of merges before all

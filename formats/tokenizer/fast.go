@@ -12,7 +12,8 @@ type Fast struct {
 	Vocab  map[int64]string   // tokens of the model, by id
 	Merges [][2]string        // of BPE
 	Added  []AddedToken       // in the order of the file
-	Root   *strictjson.Object // the whole file
+	Root   *strictjson.Object // the rest of the file
+	ids    map[string]int     // of the tokens in Vocab
 	// ByteFallback says that what has no token becomes tokens of bytes, as in
 	// SentencePiece.
 	ByteFallback bool
@@ -28,13 +29,18 @@ type AddedToken struct {
 	LStrip, RStrip, SingleWord bool
 }
 
-// ParseFast reads a tokenizer.json.
+// ParseFast reads a tokenizer.json. What may have hundreds of thousands of entries is not
+// in the tree of Root: the vocabulary of a model that is an object, and the merges.
 func ParseFast(data []byte) (*Fast, error) {
-	root, err := strictjson.ParsePythonObject(data)
+	f := &Fast{Vocab: make(map[int64]string), ids: make(map[string]int)}
+	root, err := strictjson.ParsePythonObjectExcept(data, map[string]strictjson.Taker{
+		"model.vocab":  {Member: f.takeToken},
+		"model.merges": {Item: f.takeMerge},
+	})
 	if err != nil {
 		return nil, err
 	}
-	f := &Fast{Root: root, Vocab: make(map[int64]string)}
+	f.Root = root
 	if err := f.readAdded(root); err != nil {
 		return nil, err
 	}
@@ -49,42 +55,44 @@ func ParseFast(data []byte) (*Fast, error) {
 		return nil, fmt.Errorf("model: %w", err)
 	}
 	if f.Model == "BPE" || f.Model == "WordPiece" {
-		if err := f.readVocab(model); err != nil {
+		if _, err := model.Object("vocab"); err != nil {
+			return nil, fmt.Errorf("model: %w", err)
+		}
+		if _, _, err := model.OptItems("merges"); err != nil {
 			return nil, fmt.Errorf("model: %w", err)
 		}
 	}
 	return f, nil
 }
 
-func (f *Fast) readVocab(model *strictjson.Object) error {
-	vocab, err := model.Object("vocab")
+// takeToken reads an entry of the vocabulary.
+func (f *Fast) takeToken(token string, v strictjson.Value) error {
+	id, err := v.Int()
 	if err != nil {
-		return err
+		return fmt.Errorf("model: vocab: token %q: %w", token, err)
 	}
-	for token, v := range vocab.All() {
-		id, err := v.Int()
-		if err != nil {
-			return fmt.Errorf("vocab: token %q: %w", token, err)
-		}
-		if id < 0 || id >= maxPieces {
-			return fmt.Errorf("vocab: token %q has the id %d", token, id)
-		}
-		if other, ok := f.Vocab[id]; ok {
-			return fmt.Errorf("vocab: the id %d is that of %q and of %q", id, other, token)
-		}
-		f.Vocab[id] = token
+	if id < 0 || id >= maxPieces {
+		return fmt.Errorf("model: vocab: token %q has the id %d", token, id)
 	}
-	items, ok, err := model.OptItems("merges")
-	if err != nil || !ok {
-		return err
+	if other, ok := f.Vocab[id]; ok {
+		return fmt.Errorf("model: vocab: the id %d is that of %q and of %q", id, other, token)
 	}
-	for i, item := range items {
-		pair, err := parseMerge(item)
-		if err != nil {
-			return fmt.Errorf("merge %d: %w", i, err)
+	f.Vocab[id], f.ids[token] = token, int(id)
+	return nil
+}
+
+// takeMerge reads a merge. Its parts are the strings of the vocabulary, if that came first.
+func (f *Fast) takeMerge(i int, v strictjson.Value) error {
+	pair, err := parseMerge(v)
+	if err != nil {
+		return fmt.Errorf("model: merge %d: %w", i, err)
+	}
+	for j, part := range pair {
+		if id, ok := f.ids[part]; ok {
+			pair[j] = f.Vocab[int64(id)]
 		}
-		f.Merges = append(f.Merges, pair)
 	}
+	f.Merges = append(f.Merges, pair)
 	return nil
 }
 
