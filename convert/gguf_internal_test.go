@@ -64,7 +64,7 @@ func TestPairedReader(t *testing.T) {
 // and end anywhere, within elements and over runs.
 func TestTurnedReader(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 1))
-	for _, c := range []struct{ rows, cols, element int64 }{{1, 1, 1}, {3, 5, 1}, {5, 3, 2}, {7, 4, 4}, {2, 9, 8}, {1, 300, 4}, {300, 1, 2}, {700, 900, 2}, {300_000, 3, 4}} {
+	for _, c := range []struct{ rows, cols, element int64 }{{1, 1, 1}, {3, 5, 1}, {5, 3, 2}, {7, 4, 4}, {2, 9, 8}, {1, 300, 4}, {300, 1, 2}, {700, 900, 2}, {36, 5, 2}, {64, 8, 2}, {33, 10, 2}, {1600, 3000, 2}, {300_000, 3, 4}} {
 		src := make([]byte, c.rows*c.cols*c.element)
 		for i := range src {
 			src[i] = byte(rng.Uint32())
@@ -76,7 +76,7 @@ func TestTurnedReader(t *testing.T) {
 				want = append(want, src[at:at+c.element]...)
 			}
 		}
-		r := &turnedReader{bytes.NewReader(src), c.rows, c.cols, c.element}
+		r := &turnedReader{src: bytes.NewReader(src), rows: c.rows, cols: c.cols, element: c.element}
 		got, err := io.ReadAll(io.NewSectionReader(r, 0, int64(len(src))+9))
 		if err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("%+v: not the transpose (%v)", c, err)
@@ -94,7 +94,7 @@ func TestTurnedReader(t *testing.T) {
 			}
 		}
 	}
-	r := &turnedReader{bytes.NewReader(make([]byte, 7)), 2, 2, 2}
+	r := &turnedReader{src: bytes.NewReader(make([]byte, 7)), rows: 2, cols: 2, element: 2}
 	if _, err := r.ReadAt(make([]byte, 8), 0); err != io.ErrUnexpectedEOF {
 		t.Errorf("a source that ends early: %v", err)
 	}

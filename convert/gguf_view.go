@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"sync"
@@ -63,7 +64,7 @@ func (v *View) Open(name string) (io.ReaderAt, error) {
 			}
 			continue
 		case t.turned:
-			src = &turnedReader{src, s.Shape[0], s.Shape[1], int64(s.DType.Bits() / 8)}
+			src = &turnedReader{src: src, rows: s.Shape[0], cols: s.Shape[1], element: s.DType.Bits() / 8}
 		case t.head > 0:
 			src = &pairedReader{src, s.Size() / s.Shape[0], t.head, s.Size()}
 		}
@@ -193,76 +194,115 @@ func (r *pairedReader) run(buffer *[]byte, p []byte, off int64) (int, error) {
 }
 
 // turnedReader is the transpose of a matrix: the element in row i and column j is the one
-// in row j and column i of the source.
+// in row j and column i of the source. It keeps what it has turned last, as the next read
+// goes on there: the shorter the runs, the more time goes into reading them.
 type turnedReader struct {
 	src        io.ReaderAt
 	rows, cols int64 // of the source
 	element    int64 // bytes
+
+	mu    sync.Mutex
+	block []byte // rows of the transpose
+	first int64  // of them
 }
 
 // turnedRun bounds what is turned at a time, one row at least.
-const turnedRun = 1 << 20
+const turnedRun = 8 << 20
 
 func (r *turnedReader) ReadAt(p []byte, off int64) (int, error) {
-	row, size := r.rows*r.element, r.rows*r.cols*r.element
-	if off < 0 {
-		return 0, &saferead.RangeError{Offset: off, Length: int64(len(p)), Size: size}
+	p, end := within(p, off, r.rows*r.cols*r.element)
+	if len(p) == 0 {
+		return 0, end
 	}
-	short := int64(len(p)) > size-off
-	if short {
-		p = p[:max(size-off, 0)]
-	}
-	buffer := turnedRuns.Get().(*[]byte)
-	defer turnedRuns.Put(buffer)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	row := r.rows * r.element
 	for done := 0; done < len(p); {
-		first, skip := (off+int64(done))/row, (off+int64(done))%row
-		n := min((skip+int64(len(p)-done)-1)/row+1, max(turnedRun/row, 1))
-		turned, err := r.turn(buffer, first, n)
-		if err != nil {
+		at := off + int64(done)
+		if skip := at - r.first*row; skip >= 0 && skip < int64(len(r.block)) {
+			done += copy(p[done:], r.block[skip:])
+			continue
+		}
+		if err := r.turn(at / row); err != nil {
 			return done, err
 		}
-		done += copy(p[done:], turned[skip:])
 	}
-	if short {
-		return len(p), io.EOF
-	}
-	return len(p), nil
+	return len(p), end
 }
 
-var turnedRuns = sync.Pool{New: func() any { return new([]byte) }}
+// tileRows is how many rows of the source are turned at a time, so that what is written
+// next to each other is a cache line or more.
+const tileRows = 32
 
-// turn returns n rows of the transpose: as many columns of the source, of which each
-// row has a short run.
-func (r *turnedReader) turn(buffer *[]byte, first, n int64) ([]byte, error) {
-	row, run := r.rows*r.element, n*r.element
-	if int64(cap(*buffer)) < n*row+run {
-		*buffer = make([]byte, n*row+run)
+// turn makes rows of the transpose from the given one on: as many columns of the source,
+// of which each row has a short run.
+func (r *turnedReader) turn(first int64) error {
+	row := r.rows * r.element
+	n := min(max(turnedRun/row, 1), r.cols-first)
+	run := n * r.element
+	if need := n*row + tileRows*run; int64(cap(r.block)) < need {
+		r.block = make([]byte, need)
 	}
-	turned, read := (*buffer)[:n*row], (*buffer)[n*row:n*row+run]
-	for i := range r.rows {
-		if got, err := r.src.ReadAt(read, (i*r.cols+first)*r.element); int64(got) < run {
-			if err == nil || err == io.EOF {
-				err = io.ErrUnexpectedEOF
+	turned, tile := r.block[:n*row], r.block[n*row:n*row+tileRows*run]
+	r.block, r.first = r.block[:0], first // nothing, if a read fails
+	for i := int64(0); i < r.rows; i += tileRows {
+		height := min(tileRows, r.rows-i)
+		for k := range height {
+			if err := readAll(r.src, tile[k*run:(k+1)*run], ((i+k)*r.cols+first)*r.element); err != nil {
+				return err
 			}
-			return nil, err
 		}
-		to := turned[i*r.element:]
+		r.turnTile(turned[i*r.element:], tile[:height*run], row, run)
+	}
+	r.block = turned
+	return nil
+}
+
+// turnTile writes the columns of a tile as runs of rows that are row bytes apart.
+func (r *turnedReader) turnTile(to, tile []byte, row, run int64) {
+	height, width := int64(len(tile))/run, run/r.element
+	j := int64(0)
+	if r.element == 2 && height%4 == 0 {
+		for ; j+4 <= width; j += 4 {
+			turnFours(to[j*row:], tile[2*j:], row, run, height)
+		}
+	}
+	for ; j < width; j++ {
+		at, from := to[j*row:], tile[j*r.element:]
 		switch r.element {
 		case 2:
-			for j := range n {
-				*(*[2]byte)(to[j*row:]) = [2]byte(read[2*j:])
+			for k := range height {
+				*(*[2]byte)(at[2*k:]) = [2]byte(from[k*run:])
 			}
 		case 4:
-			for j := range n {
-				*(*[4]byte)(to[j*row:]) = [4]byte(read[4*j:])
+			for k := range height {
+				*(*[4]byte)(at[4*k:]) = [4]byte(from[k*run:])
 			}
 		default:
-			for j := range n {
-				copy(to[j*row:j*row+r.element], read[j*r.element:])
+			for k := range height {
+				copy(at[k*r.element:(k+1)*r.element], from[k*run:])
 			}
 		}
 	}
-	return turned, nil
+}
+
+// turnFours turns four columns of elements of two bytes, four rows at a time: the elements
+// of four words change places.
+func turnFours(to, from []byte, row, run, height int64) {
+	const low = 0x0000ffff0000ffff
+	load, store := binary.LittleEndian.Uint64, binary.LittleEndian.PutUint64
+	for k := int64(0); k < height; k += 4 {
+		f := from[k*run:]
+		a, b, c, d := load(f), load(f[run:]), load(f[2*run:]), load(f[3*run:])
+		// Pairs of elements first: a has rows 0 and 1 of columns 0 and 2 behind each other.
+		a, b = a&low|b&low<<16, a>>16&low|b&^uint64(low)
+		c, d = c&low|d&low<<16, c>>16&low|d&^uint64(low)
+		t := to[2*k:]
+		store(t, a&0xffffffff|c<<32)
+		store(t[row:], b&0xffffffff|d<<32)
+		store(t[2*row:], a>>32|c&^uint64(0xffffffff))
+		store(t[3*row:], b>>32|d&^uint64(0xffffffff))
+	}
 }
 
 // encodeF32 is numbers as they are stored.

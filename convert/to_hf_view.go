@@ -51,7 +51,7 @@ func (v *hfView) Open(name string) (io.ReaderAt, error) {
 	case t.head > 0:
 		return &halvesReader{src: src, row: size / t.spec.Shape[0], head: t.head, size: size}, nil
 	case t.transposed:
-		return &turnedReader{src, t.from.Shape[0], t.from.Shape[1], t.from.DType.Bits() / 8}, nil
+		return &turnedReader{src: src, rows: t.from.Shape[0], cols: t.from.Shape[1], element: t.from.DType.Bits() / 8}, nil
 	}
 	return io.NewSectionReader(src, t.skip, size), nil
 }
