@@ -21,7 +21,7 @@ var rules = map[arch.Rule]rule{
 	arch.RotatedSize: {keys: []string{"rope.dimension_count"}, to: (*ggufPlanner).rotatedKey},
 	arch.Causal:      {keys: []string{"attention.causal"}, to: (*ggufPlanner).causalKey, from: (*hfPlanner).causalConfig},
 	arch.FileType:    {to: (*ggufPlanner).fileTypeKey},
-	arch.QueryScale:  {from: (*hfPlanner).queryScale},
+	arch.QueryScale:  {to: (*ggufPlanner).checkQueryScale, from: (*hfPlanner).queryScale},
 
 	arch.Rotary:          {keys: rotaryKeys, to: (*ggufPlanner).ropeKeys, from: (*hfPlanner).ropeConfig},
 	arch.RotaryByDefault: {keys: rotaryKeys, to: (*ggufPlanner).checkRotary, from: (*hfPlanner).ropeConfig},
@@ -65,6 +65,31 @@ func (g *ggufPlanner) headSize() (int64, error) {
 	}
 	hidden, err := g.mustInt("hidden_size")
 	return hidden / g.heads, err
+}
+
+// checkQueryScale says that queries are scaled with another number than the model's.
+func (g *ggufPlanner) checkQueryScale() error {
+	const byDefault = 256 // of transformers
+	stated, ok, err := g.optFloat("query_pre_attn_scalar")
+	if err != nil {
+		return err
+	}
+	if !ok {
+		stated = byDefault
+	}
+	head, err := g.sizeOf("attention.key_length")
+	if err != nil {
+		return err
+	}
+	hidden, err := g.sizeOf("embedding_length")
+	if err != nil {
+		return err
+	}
+	if scalar := queryScalar(g.family.Name, g.layers, head, hidden, g.heads); stated != float64(scalar) {
+		g.decide("query-scale", fmt.Sprintf("query_pre_attn_scalar is %v in config.json or by default: a GGUF file of %s has no place for it, llama.cpp computes with %d, "+
+			"so that the model is another one there", stated, g.family.Name, scalar))
+	}
+	return nil
 }
 
 func (g *ggufPlanner) causalKey() error {

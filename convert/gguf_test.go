@@ -227,6 +227,8 @@ func TestGGUFRefusals(t *testing.T) {
 		{"layers that are no number", "qwen3", changes{config: replace(`"num_hidden_layers": 2`, `"num_hidden_layers": "2"`)}, convert.Options{}, []string{"num_hidden_layers"}},
 		{"heads that do not divide", "linear", changes{config: replace(`"num_attention_heads": 4`, `"num_attention_heads": 3`)}, convert.Options{}, []string{"q_proj.weight", "3 heads"}},
 		{"no context", "qwen3", changes{config: replace("max_position_embeddings", "x")}, convert.Options{}, []string{"max_position_embeddings"}},
+		{"another activation", "linear", changes{config: replace("{", `{"hidden_act": "gelu",`)}, convert.Options{}, []string{`hidden_act is "gelu"`, "stands for silu, swish"}},
+		{"another base", "gemma", changes{config: replace(`"rope_theta": 10000.0`, `"rope_theta": 20000.0`)}, convert.Options{}, []string{"rope_theta is 20000", "stands for 10000"}},
 		{"more experts", "qwen2-moe", changes{config: replace(`"num_experts": 3`, `"num_experts": 4`)}, convert.Options{}, []string{"layer 0 has only 9 matrices"}},
 		{"fewer experts", "qwen2-moe", changes{config: replace(`"num_experts": 3`, `"num_experts": 2`)}, convert.Options{}, []string{"experts.2.", "there are 2"}},
 		{"another scaling", "linear", changes{config: replace(`"linear"`, `"dynamic"`)}, convert.Options{}, []string{`rope scaling is "dynamic"`}},
@@ -460,6 +462,49 @@ func TestGGUFRows(t *testing.T) {
 		return d.Code == "left-out" && slices.Equal(d.Tensors, []string{"lm_head.weight"})
 	}) {
 		t.Errorf("decisions %v", c.Plan.Decisions)
+	}
+}
+
+// TestGGUFDecisions guards what is said of settings that a GGUF file has no place for, and
+// that nothing is where they change nothing.
+func TestGGUFDecisions(t *testing.T) {
+	config := func(setting string) map[string]func(string) string {
+		return map[string]func(string) string{"config.json": replace("{", "{"+setting+",")}
+	}
+	fast := func(normalizer string) map[string]func(string) string {
+		return map[string]func(string) string{"tokenizer.json": write(`{"added_tokens": [], "normalizer": ` + normalizer +
+			`, "pre_tokenizer": null, "model": {"type": "BPE", "vocab": {}, "merges": []}}`)}
+	}
+	const marked = `{"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}`
+	for _, c := range []struct {
+		name, model string
+		changes     map[string]func(string) string
+		code        string
+		there       bool
+	}{
+		{"a window", "linear", config(`"sliding_window": 8`), "sliding-window", true},
+		{"a window as long as the context", "linear", config(`"sliding_window": 4096000`), "sliding-window", false},
+		{"no window", "linear", config(`"sliding_window": null`), "sliding-window", false},
+		{"a window that is off", "qwen3", config(`"use_sliding_window": false, "sliding_window": 8`), "sliding-window", false},
+		{"a window that is on", "qwen3", config(`"use_sliding_window": true, "sliding_window": 8`), "sliding-window", true},
+		{"another scale", "gemma2", config(`"query_pre_attn_scalar": 7`), "query-scale", true},
+		{"another scale by default", "gemma2", nil, "query-scale", true},
+		{"the scale", "gemma2", config(`"query_pre_attn_scalar": 8`), "query-scale", false},
+		{"no space in front", "linear", fast(marked), "space-prefix", true},
+		{"a space in front", "linear", fast(`{"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, ` + marked + `]}`), "space-prefix", false},
+	} {
+		conversion, err := convert.Plan(open(t, edit(t, c.model, c.changes)), convert.Options{Output: filepath.Join(t.TempDir(), "x.gguf")})
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if got := slices.ContainsFunc(conversion.Plan.Decisions, func(d plan.Decision) bool { return d.Code == c.code }); got != c.there {
+			t.Errorf("%s: %s is %v: %v", c.name, c.code, got, conversion.Plan.Decisions)
+		}
+		prefix, stated, err := conversion.Layout.Files[0].GGUF().Metadata().OptBool("tokenizer.ggml.add_space_prefix")
+		if c.code == "space-prefix" && (err != nil || stated != c.there || prefix) {
+			t.Errorf("%s: add_space_prefix is %v, stated %v, %v", c.name, prefix, stated, err)
+		}
 	}
 }
 

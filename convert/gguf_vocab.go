@@ -166,8 +166,25 @@ func (g *ggufPlanner) sentencePieces(data []byte, fast *tokenizer.Fast, config *
 		g.decide("tokens-left-out", fmt.Sprintf("config.json has a vocab_size of %d, which leaves no room for %s", size, strings.Join(beyond, ", ")))
 	}
 	g.vocab = v
-	v.special, err = g.specialTokens(defaultSpecials, size, fast, config)
+	if v.special, err = g.specialTokens(defaultSpecials, size, fast, config); err == nil {
+		g.spaceInFront(v.special, fast)
+	}
 	return err
+}
+
+// spaceInFront says what tokenizer.json does where tokenizer_config.json is silent: a runtime
+// puts a space in front of a text unless the file says otherwise, and the converter looks at
+// tokenizer_config.json alone.
+func (g *ggufPlanner) spaceInFront(s *specials, fast *tokenizer.Fast) {
+	if s.spacePrefix != nil || fast == nil || fast.Model == "" || !g.family.IsLike("llama") {
+		return
+	}
+	front, err := spacesMarked(fast.Root)
+	if err != nil || front { // of other steps it is not known
+		return
+	}
+	s.spacePrefix = &front
+	g.decide("space-prefix", fmt.Sprintf("%s puts no space in front of a text, and %s says nothing of it: the file says so (llama.cpp's converter does not)", fastFile, tokenizerConfigFile))
 }
 
 // maxTokens is far above any vocabulary.

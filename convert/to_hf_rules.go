@@ -78,21 +78,30 @@ func (h *hfPlanner) gemma3Window() error {
 	return err
 }
 
-// queryScale writes what queries are divided by the root of, which no key says: llama.cpp
-// takes the size of a head, but of the 27B models, which it knows by their layers
-// (llama.cpp 0.5, src/models/gemma2.cpp and gemma3.cpp), the share of the hidden size.
+// shareScaled are the models whose queries llama.cpp divides by the root of the share of
+// the hidden size, by their layers: the 27B ones. Those of all others it divides by the root
+// of the size of a head (llama.cpp 0.5, src/models/gemma2.cpp and gemma3.cpp).
+var shareScaled = map[string]int64{"gemma2": 46, "gemma3": 62}
+
+// queryScalar is the number that llama.cpp divides queries by the root of.
+func queryScalar(arch string, layers, head, hidden, heads int64) int64 {
+	if shareScaled[arch] == layers {
+		return hidden / heads
+	}
+	return head
+}
+
+// queryScale writes what queries are divided by the root of, which no key says.
 func (h *hfPlanner) queryScale() error {
-	scalar, err := h.headSize()
+	head, err := h.headSize()
 	if err != nil {
 		return err
 	}
-	if h.layers == map[string]int64{"gemma2": 46, "gemma3": 62}[h.arch] {
-		hidden, err := h.mustInt("embedding_length")
-		if err != nil {
-			return err
-		}
-		scalar = hidden / h.heads
+	hidden, err := h.mustInt("embedding_length")
+	if err != nil {
+		return err
 	}
+	scalar := queryScalar(h.arch, h.layers, head, hidden, h.heads)
 	h.setInt("query_pre_attn_scalar", scalar)
 	h.decide("query-scale", fmt.Sprintf("the file does not say what queries are scaled by: query_pre_attn_scalar is %d, as llama.cpp computes", scalar))
 	return nil
