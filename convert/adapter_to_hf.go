@@ -237,7 +237,7 @@ func (c *adapterPlanner) peftConfig(pairs []peftPair) (*strictjson.Object, error
 		"revision": none, "target_modules": strictjson.NewStrings(c.targets(pairs)), "task_type": none,
 		"use_dora": strictjson.NewBool(false), "use_rslora": strictjson.NewBool(false),
 	}
-	if c.family.Name != "bert" {
+	if !c.family.Has(arch.TextEmbeddings) {
 		values["task_type"] = strictjson.NewString("CAUSAL_LM")
 	}
 	if c.options.Base.Commit != "" {

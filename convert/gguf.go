@@ -204,7 +204,7 @@ func (g *ggufPlanner) countTokens() error {
 // cutRows leaves out rows of an embedding that no token has, where the family may have
 // them.
 func (g *ggufPlanner) cutRows(s tensor.Spec, v *viewTensor) *viewTensor {
-	if g.family.Name == "gemma3" && v.spec.Name == "token_embd.weight" && len(s.Shape) == 2 && g.tokens > 0 && s.Shape[0] > g.tokens {
+	if g.family.Tokens.CutRows && v.spec.Name == "token_embd.weight" && len(s.Shape) == 2 && g.tokens > 0 && s.Shape[0] > g.tokens {
 		v.spec.Shape = tensor.Shape{g.tokens, s.Shape[1]}
 		g.decide("rows-left-out", fmt.Sprintf("the last %d rows belong to no token of the tokenizer", s.Shape[0]-g.tokens), s.Name)
 	}

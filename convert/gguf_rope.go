@@ -91,22 +91,31 @@ func (r *ropeParams) kind() (string, error) {
 	return strings.ToLower(kind), nil
 }
 
-// ropeKeys writes scaling and bases. The factors of llama3 are a tensor instead.
-func (g *ggufPlanner) ropeKeys() error {
+// ropeKeys writes scaling and bases.
+func (g *ggufPlanner) ropeKeys() error { return g.rotaryKeys("") }
+
+// llama3Keys are the same where the factors of a llama3 scaling are a tensor.
+func (g *ggufPlanner) llama3Keys() error { return g.rotaryKeys(llama3Scale) }
+
+// llama3Scale is the name of Llama 3's scaling.
+const llama3Scale = "llama3"
+
+// rotaryKeys writes scaling and bases, without a scaling that a tensor has.
+func (g *ggufPlanner) rotaryKeys(inTensor string) error {
 	r, err := g.rope()
 	if err != nil {
 		return err
 	}
-	kind, err := r.kind()
-	if err != nil {
+	switch kind, err := r.kind(); {
+	case err != nil:
 		return err
-	}
-	switch kind {
-	case "", "default", "llama3":
-	case "linear", "yarn":
+	case kind == "", kind == "default", kind == inTensor:
+	case kind == "linear", kind == "yarn":
 		if err := r.scalingKeys(kind); err != nil {
 			return err
 		}
+	case kind == llama3Scale:
+		return g.errorf("its rope scaling is %q, which a GGUF file of %s has no place for; linear and yarn can be converted", kind, g.family.Name)
 	default:
 		return g.errorf("its rope scaling is %q; llama3, linear and yarn can be converted", kind)
 	}
@@ -187,11 +196,12 @@ func (g *ggufPlanner) checkRotary() error {
 
 // addExtras adds the tensors that are computed from the config, which come first.
 func (g *ggufPlanner) addExtras() error {
-	switch {
-	case g.family.IsLike("llama"):
-		return g.llama3Factors()
-	case g.family.Name == "phi3":
-		return g.addLongFactors()
+	for _, p := range g.family.Params {
+		if add := rules[p.Rule].tensors; add != nil {
+			if err := add(g); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -201,7 +211,7 @@ func (g *ggufPlanner) llama3Factors() error {
 	if err != nil {
 		return err
 	}
-	if kind, err := r.kind(); err != nil || kind != "llama3" {
+	if kind, err := r.kind(); err != nil || kind != llama3Scale {
 		return err
 	}
 	factors, err := r.llama3()

@@ -13,6 +13,8 @@ type rule struct {
 	keys []string // of the architecture, that it writes or reads
 	to   func(*ggufPlanner) error
 	from func(*hfPlanner) error
+	// tensors adds those that are computed from config.json, which come first.
+	tensors func(*ggufPlanner) error
 }
 
 // rules are all of them; a side that has nothing to do is nil.
@@ -24,9 +26,10 @@ var rules = map[arch.Rule]rule{
 	arch.QueryScale:  {to: (*ggufPlanner).checkQueryScale, from: (*hfPlanner).queryScale},
 
 	arch.Rotary:          {keys: rotaryKeys, to: (*ggufPlanner).ropeKeys, from: (*hfPlanner).ropeConfig},
+	arch.Llama3Rotary:    {keys: rotaryKeys, to: (*ggufPlanner).llama3Keys, from: (*hfPlanner).ropeConfig, tensors: (*ggufPlanner).llama3Factors},
 	arch.RotaryByDefault: {keys: rotaryKeys, to: (*ggufPlanner).checkRotary, from: (*hfPlanner).ropeConfig},
 	arch.LongContext:     {keys: []string{originalKey}, to: (*ggufPlanner).longContextKey},
-	arch.LongRotary:      {keys: longRotaryKeys, to: (*ggufPlanner).longRotaryKeys, from: (*hfPlanner).longRotaryConfig},
+	arch.LongRotary:      {keys: longRotaryKeys, to: (*ggufPlanner).longRotaryKeys, from: (*hfPlanner).longRotaryConfig, tensors: (*ggufPlanner).addLongFactors},
 
 	arch.NoWindow:       {to: (*ggufPlanner).checkWindow},
 	arch.SwitchedWindow: {to: (*ggufPlanner).checkSwitchedWindow, from: (*hfPlanner).switchedWindow},

@@ -228,6 +228,8 @@ func TestGGUFRefusals(t *testing.T) {
 		{"heads that do not divide", "linear", changes{config: replace(`"num_attention_heads": 4`, `"num_attention_heads": 3`)}, convert.Options{}, []string{"q_proj.weight", "3 heads"}},
 		{"no context", "qwen3", changes{config: replace("max_position_embeddings", "x")}, convert.Options{}, []string{"max_position_embeddings"}},
 		{"another activation", "linear", changes{config: replace("{", `{"hidden_act": "gelu",`)}, convert.Options{}, []string{`hidden_act is "gelu"`, "stands for silu, swish"}},
+		{"a scaling of Llama in another family", "qwen3", changes{config: replace("{", `{"rope_scaling": {"rope_type": "llama3", "factor": 8.0},`)}, convert.Options{}, []string{`"llama3", which a GGUF file of qwen3 has no place for`}},
+		{"weights of experts as they are", "qwen3-moe", changes{config: replace("{", `{"norm_topk_prob": false,`)}, convert.Options{}, []string{"norm_topk_prob is false", "stands for true"}},
 		{"another base", "gemma", changes{config: replace(`"rope_theta": 10000.0`, `"rope_theta": 20000.0`)}, convert.Options{}, []string{"rope_theta is 20000", "stands for 10000"}},
 		{"more experts", "qwen2-moe", changes{config: replace(`"num_experts": 3`, `"num_experts": 4`)}, convert.Options{}, []string{"layer 0 has only 9 matrices"}},
 		{"fewer experts", "qwen2-moe", changes{config: replace(`"num_experts": 3`, `"num_experts": 2`)}, convert.Options{}, []string{"experts.2.", "there are 2"}},

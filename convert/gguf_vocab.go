@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/loratool/loratool/formats/arch"
 	"github.com/loratool/loratool/formats/checkpoint"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/tokenizer"
@@ -91,17 +92,17 @@ func (g *ggufPlanner) readVocabulary() error {
 	if err != nil {
 		return err
 	}
-	bytesOnly := g.bytesOnly(config) || !hasPieces && fast != nil && g.family.Name == "phi3" && fast.Model == "BPE" && !fast.ByteFallback
+	kind := g.tokenKind(fast, hasPieces, config)
 	switch {
-	case hasPieces && !bytesOnly:
+	case hasPieces && kind <= arch.PiecesOnly:
 		err = g.sentencePieces(pieces, fast, config)
-	case g.family.Name == "gemma", g.family.Name == "gemma2", g.family.Name == "phi3" && !bytesOnly:
+	case kind == arch.PiecesOnly:
 		err = g.errorf("no %s: the tokenizer of this family can only be converted from it", sentencePieceFile)
 	case fast == nil:
 		err = g.errorf("no tokenizer: neither %s nor %s", sentencePieceFile, fastFile)
-	case g.family.Name == "bert":
+	case kind == arch.WordsOnly:
 		err = g.wordPieces(fast, config)
-	case fast.ByteFallback && g.family.IsLike("llama"):
+	case fast.ByteFallback && g.family.Tokens.MadeScores:
 		err = g.fallbackPieces(fast, config)
 	case fast.ByteFallback:
 		err = g.errorf("its %s is a SentencePiece model in the form of the tokenizers library: put the %s it was made from beside it", fastFile, sentencePieceFile)
@@ -111,18 +112,22 @@ func (g *ggufPlanner) readVocabulary() error {
 	return err
 }
 
-// bytesOnly reports whether the converter takes BPE over bytes, whatever else there is: of
-// the families of experts and some others, and of a Phi whose tokenizer is GPT-2's. That
-// of BERT knows no SentencePiece either.
-func (g *ggufPlanner) bytesOnly(config *strictjson.Object) bool {
-	switch {
-	case strings.HasSuffix(g.family.Name, "moe"), slices.Contains([]string{"gpt2", "bert", "olmo2", "starcoder2"}, g.family.Name):
-		return true
-	case g.family.Name == "phi3" && config != nil:
-		class, _ := config.String("tokenizer_class")
-		return class == "GPT2Tokenizer"
+// tokenKind settles what a family that has either takes: of the class of GPT-2, or without
+// a tokenizer.model beside BPE over bytes, that.
+func (g *ggufPlanner) tokenKind(fast *tokenizer.Fast, hasPieces bool, config *strictjson.Object) arch.TokenKind {
+	kind := g.family.Tokens.Kind
+	if kind != arch.PiecesOrGPT2 {
+		return kind
 	}
-	return false
+	if config != nil {
+		if class, _ := config.String("tokenizer_class"); class == "GPT2Tokenizer" {
+			return arch.BytesOnly
+		}
+	}
+	if !hasPieces && fast != nil && fast.Model == "BPE" && !fast.ByteFallback {
+		return arch.BytesOnly
+	}
+	return arch.PiecesOnly
 }
 
 func (g *ggufPlanner) readFast() (*tokenizer.Fast, error) {
@@ -176,7 +181,7 @@ func (g *ggufPlanner) sentencePieces(data []byte, fast *tokenizer.Fast, config *
 // puts a space in front of a text unless the file says otherwise, and the converter looks at
 // tokenizer_config.json alone.
 func (g *ggufPlanner) spaceInFront(s *specials, fast *tokenizer.Fast) {
-	if s.spacePrefix != nil || fast == nil || fast.Model == "" || !g.family.IsLike("llama") {
+	if s.spacePrefix != nil || fast == nil || fast.Model == "" || !g.family.Tokens.MadeScores {
 		return
 	}
 	front, err := spacesMarked(fast.Root)
@@ -225,7 +230,7 @@ func (g *ggufPlanner) addedPieces(v *vocabulary, fast *tokenizer.Fast, config *s
 	if err != nil {
 		return nil, err
 	}
-	literal := g.family.Name == "phi3"
+	literal := g.family.Tokens.Literal
 	if literal && fast != nil {
 		decoder = append(decoder, fast.Added...)
 	}
@@ -442,7 +447,8 @@ func (g *ggufPlanner) vocabularyKeys() {
 	if v.segments > 0 {
 		set(g, prefix+"token_type_count", v.segments)
 	}
-	if g.family.IsLike("llama") && v.special.spacePrefix != nil {
+	traits := g.family.Tokens
+	if traits.MadeScores && v.special.spacePrefix != nil {
 		set(g, prefix+"add_space_prefix", *v.special.spacePrefix)
 	}
 	set(g, prefix+"model", v.kind)
@@ -456,16 +462,13 @@ func (g *ggufPlanner) vocabularyKeys() {
 		g.keys.Set(prefix+"merges", gguf.ArrayOf(v.merges))
 	}
 	v.special.write(g)
-	switch {
-	case g.family.Name == "gemma":
-		if !slices.ContainsFunc(v.special.ids, func(e specialID) bool { return e.kind == "eot" }) {
-			const endOfTurn = 107
-			set(g, prefix+"eot_token_id", uint32(endOfTurn))
-		}
+	if traits.EndOfTurn > 0 && !slices.ContainsFunc(v.special.ids, func(e specialID) bool { return e.kind == "eot" }) {
+		set(g, prefix+"eot_token_id", uint32(traits.EndOfTurn))
+	}
+	if traits.NoSpace && v.kind == "llama" {
 		set(g, prefix+"add_space_prefix", false)
-	case g.family.Name == "gemma2", g.family.Name == "gemma3" && v.kind == "llama":
-		set(g, prefix+"add_space_prefix", false)
-	case g.family.IsLike("llama"):
+	}
+	if traits.MadeScores {
 		g.llamaExtras(prefix)
 	}
 }

@@ -36,13 +36,12 @@ func (h *hfPlanner) mixtralConfig() error {
 	return nil
 }
 
-// qwenExperts adds what the Qwen families with experts have by definition: the weights of
-// the chosen ones add up to 1 from Qwen 3 on, and every layer has experts.
+// qwenExperts adds what the Qwen families with experts have by definition: every layer has
+// experts.
 func (h *hfPlanner) qwenExperts() error {
 	h.setInt("num_experts", h.experts)
 	h.setInt("decoder_sparse_step", 1)
 	h.config.Set("mlp_only_layers", strictjson.NewArray())
-	h.setBool("norm_topk_prob", h.arch == "qwen3moe")
 	for _, s := range []struct{ name, tensor string }{{"moe_intermediate_size", "ffn_gate_exps"}, {"shared_expert_intermediate_size", "ffn_gate_shexp"}} {
 		if spec, ok := h.stored["blk.0."+s.tensor+".weight"]; ok {
 			h.setInt(s.name, spec.Shape[len(spec.Shape)-2])

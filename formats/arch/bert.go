@@ -28,6 +28,7 @@ var bertFamily = Family{
 		Param{Key: "feed_forward_length", Names: []string{"intermediate_size"}, Need: Always},
 		Param{Key: layerNormEpsilon, Names: layerNormNames, Kind: Real, Need: Always}),
 		Param{Rule: LearnedPositions}, Param{Rule: TokenTypes}, Param{Rule: TextEmbeddings}),
+	Tokens: Tokens{Kind: WordsOnly},
 	Fixed: []Fixed{
 		{Name: "hidden_act", Texts: []string{"gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"}},
 		{Name: "position_embedding_type", Texts: []string{"absolute"}},

@@ -58,6 +58,7 @@ var gemmaFamilies = []Family{
 		Renames: with(without(without(decoder, ggufHeadNorms...), "lm_head"), plusOne...),
 		Params:  gemmaParams,
 		Fixed:   append([]Fixed{{Name: "hidden_act", Texts: gelu}}, gemmaFixed...), Biases: gemmaBiases, OwnHeadSize: true,
+		Tokens:   Tokens{Kind: PiecesOnly, NoSpace: true, EndOfTurn: 107},
 		Decoders: map[string]Decoder{"gemma": llamaKind(attention, mlp, twoNorms, biases(true), otherBiases[:1])},
 	},
 	{
@@ -69,6 +70,7 @@ var gemmaFamilies = []Family{
 			Param{Key: "attention.sliding_window", Names: []string{"sliding_window"}, Need: Always},
 			Param{Rule: QueryScale}),
 		Fixed: gemmaFixed, Biases: gemmaBiases, OwnHeadSize: true,
+		Tokens:   Tokens{Kind: PiecesOnly, NoSpace: true},
 		Decoders: map[string]Decoder{"gemma2": llamaKind(attention, mlp, twoNorms, fourNorms, biases(true), otherBiases[:1])},
 	},
 	{
@@ -76,6 +78,7 @@ var gemmaFamilies = []Family{
 		Renames: with(with(decoder, aroundNorms...),
 			Rename{ggufHeadNorms[0], "blk.#.attn_q_norm", PlusOne}, Rename{ggufHeadNorms[1], "blk.#.attn_k_norm", PlusOne}),
 		Params: gemma3Params, Fixed: gemmaFixed, Biases: gemmaBiases, OwnHeadSize: true,
+		Tokens:   Tokens{NoSpace: true, CutRows: true},
 		Decoders: map[string]Decoder{"gemma3_text": llamaKind(attention, mlp, twoNorms, fourNorms, headNorms, biases(true), otherBiases[:1])},
 	},
 }

@@ -41,7 +41,6 @@ type Rename struct {
 // Family is one architecture of GGUF: one or more of transformers.
 type Family struct {
 	Name          string   // general.architecture
-	Like          string   // the family whose keys and tokenizer it has beside some of its own; empty for none
 	Architectures []string // of config.json; a GGUF file becomes the first, if no rule says otherwise
 	ModelType     string   // of the first
 	Prefix        string   // that tensors of the decoder have, in files of some classes
@@ -52,6 +51,7 @@ type Family struct {
 	Params        []Param
 	Fixed         []Fixed
 	Biases        []Bias
+	Tokens        Tokens
 	// OwnHeadSize: without a head_dim transformers takes a number of its own, and not the
 	// share of the hidden size.
 	OwnHeadSize bool
@@ -82,9 +82,6 @@ func GGUFOf(architecture string) (*Family, bool) {
 	}
 	return &ggufFamilies[i], true
 }
-
-// IsLike reports whether a family is the one of a name, or has its keys and tokenizer.
-func (f *Family) IsLike(name string) bool { return f.Name == name || f.Like == name }
 
 // GGUFNamed finds the families that GGUF files call by a name. There may be several:
 // the first that has every tensor of a file is the file's.

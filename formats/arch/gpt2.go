@@ -33,6 +33,7 @@ var gpt2Family = Family{
 		{Name: "scale_attn_weights", Flag: true},
 	},
 	Biases: []Bias{{"", []string{"attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down", "output_norm"}}},
+	Tokens: Tokens{Kind: BytesOnly},
 	Decoders: map[string]Decoder{"gpt2": {
 		Root: "transformer.", Layers: "h.",
 		Layer: []DecoderTensor{

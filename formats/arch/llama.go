@@ -16,10 +16,20 @@ var mixtralExperts = []Rename{
 }
 
 // llamaParams are the common ones, and two sizes that follow from others.
-var llamaParams = and(common,
+var llamaParams = and(llama3(common),
 	Param{Key: "vocab_size", Names: []string{"vocab_size"}, Need: InHF, OneWay: true},
 	Param{Rule: RotatedSize},
 )
+
+// llama3 returns a table where Llama 3's scaling is a tensor.
+func llama3(table []Param) []Param {
+	table = slices.Clone(table)
+	table[slices.IndexFunc(table, func(p Param) bool { return p.Rule == Rotary })].Rule = Llama3Rotary
+	return table
+}
+
+// llamaTokens are the tokenizers of Llama and its like.
+var llamaTokens = Tokens{MadeScores: true}
 
 // llamaBiases are the switches that Llama has.
 var llamaBiases = []Bias{{"attention_bias", attentionAll}, {"mlp_bias", gated}}
@@ -32,22 +42,22 @@ var llamaFamilies = []Family{
 		Architectures: []string{"LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel", "MistralForCausalLM", "MixtralForCausalLM"},
 		Renames:       slices.Concat(llamaLayers, mixtralExperts),
 		Params:        and(llamaParams, Param{Rule: MixtralExperts}, Param{Rule: NoWindow}),
-		Fixed:         siluGate, Biases: llamaBiases,
+		Fixed:         siluGate, Biases: llamaBiases, Tokens: llamaTokens,
 		Decoders: map[string]Decoder{
 			"llama":   llamaKind(attention, mlp, twoNorms, biases(true), otherBiases),
 			"mistral": llamaKind(attention, mlp, twoNorms),
 		},
 	},
 	{
-		Name: "smollm3", Like: "llama", ModelType: "smollm3", Architectures: []string{"SmolLM3ForCausalLM"},
+		Name: "smollm3", ModelType: "smollm3", Architectures: []string{"SmolLM3ForCausalLM"},
 		Renames: llamaLayers,
 		Params:  slices.Concat([]Param{{Rule: SmolLM3Rotation}}, llamaParams, []Param{{Rule: SwitchedWindow}}),
-		Fixed:   siluGate, Biases: llamaBiases,
+		Fixed:   siluGate, Biases: llamaBiases, Tokens: llamaTokens,
 	},
 	{
 		// What embeddings, scores, residuals and logits are scaled with. The size of heads
 		// is the share of the hidden size, whatever head_dim says.
-		Name: "granite", Like: "llama", ModelType: "granite", Architectures: []string{"GraniteForCausalLM"},
+		Name: "granite", ModelType: "granite", Architectures: []string{"GraniteForCausalLM"},
 		Renames: llamaLayers,
 		Params: slices.Concat([]Param{{Rule: GraniteHeads}}, less(llamaParams, "attention.key_length", "attention.value_length"), []Param{
 			{Key: "attention.scale", Names: []string{"attention_multiplier"}, Kind: Real, ZeroIsNone: true},
@@ -56,6 +66,6 @@ var llamaFamilies = []Family{
 			{Key: "logit_scale", Names: []string{"logits_scaling"}, Kind: Real, ZeroIsNone: true},
 			{Rule: GraniteScales},
 		}),
-		Fixed: siluGate, Biases: llamaBiases,
+		Fixed: siluGate, Biases: llamaBiases, Tokens: llamaTokens,
 	},
 }

@@ -80,6 +80,7 @@ const (
 	// Rotary embeddings: base and scaling; of families whose files say nothing of them;
 	// with factors for long and for short texts.
 	Rotary          Rule = "rotary"
+	Llama3Rotary    Rule = "rotary with Llama 3's factors"
 	RotaryByDefault Rule = "rotary by default"
 	LongContext     Rule = "context before long texts"
 	LongRotary      Rule = "rotary of long texts"
@@ -115,6 +116,29 @@ type Bias struct {
 	Setting string // empty if they are always there
 	Modules []string
 }
+
+// Tokens says which tokenizers of a family the converter takes, and what it writes of them.
+type Tokens struct {
+	Kind TokenKind
+	// MadeScores: without a tokenizer.model the scores of its pieces are made of the merges
+	// in tokenizer.json, and the file says whether a text gets a space in front.
+	MadeScores bool
+	NoSpace    bool // no text gets a space in front of its pieces, and the file says so
+	Literal    bool // tokens that were added are what the user defined, as they are
+	EndOfTurn  int  // that is written where the tokenizer names none; 0 if none is
+	CutRows    bool // rows of the embedding that no token has are left out
+}
+
+// TokenKind is a kind of tokenizers.
+type TokenKind uint8
+
+const (
+	PiecesOrBytes TokenKind = iota // SentencePiece if there is a tokenizer.model, else BPE over bytes
+	PiecesOnly
+	BytesOnly
+	WordsOnly    // WordPiece
+	PiecesOrGPT2 // SentencePiece, unless the tokenizer is of the class of GPT-2
+)
 
 // Param returns the row of a key, the last if there are several.
 func (f *Family) Param(key string) (Param, bool) {

@@ -24,5 +24,6 @@ var phi3Family = Family{
 		{Rule: Heads},
 	},
 	Fixed:    siluGate,
+	Tokens:   Tokens{Kind: PiecesOrGPT2, Literal: true},
 	Decoders: map[string]Decoder{"phi3": llamaKind(fused, twoNorms)},
 }

@@ -44,7 +44,8 @@ var qwenFamilies = []Family{
 	{
 		Name: "qwen2moe", ModelType: "qwen2_moe", Architectures: []string{"Qwen2MoeForCausalLM"},
 		Renames: slices.Concat(without(without(decoder, ggufHeadNorms...), denseLayers...), qwenExperts, qwenShared),
-		Params:  qwenExpertParams, Fixed: siluGate, Biases: qwen2Biases,
+		Params:  qwenExpertParams, Biases: qwen2Biases, Tokens: Tokens{Kind: BytesOnly},
+		Fixed: append([]Fixed{{Name: "norm_topk_prob", Flag: false}}, siluGate...),
 	},
 	{
 		Name: "qwen3", Prefix: "model.", ModelType: "qwen3", Architectures: []string{"Qwen3ForCausalLM", "Qwen3Model"},
@@ -55,6 +56,7 @@ var qwenFamilies = []Family{
 	{
 		Name: "qwen3moe", ModelType: "qwen3_moe", Architectures: []string{"Qwen3MoeForCausalLM"},
 		Renames: slices.Concat(without(decoder, denseLayers...), qwenExperts),
-		Params:  less(qwenExpertParams, "expert_shared_feed_forward_length"), Fixed: siluGate, Biases: qwen3Biases, OwnHeadSize: true,
+		Params:  less(qwenExpertParams, "expert_shared_feed_forward_length"), Biases: qwen3Biases, OwnHeadSize: true, Tokens: Tokens{Kind: BytesOnly},
+		Fixed: append([]Fixed{{Name: "norm_topk_prob", Flag: true}}, siluGate...),
 	},
 }

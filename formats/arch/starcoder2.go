@@ -9,7 +9,8 @@ var starcoder2Family = Family{
 	Params: and(put(less(common, rmsNormEpsilon),
 		Param{Key: layerNormEpsilon, Names: layerNormNames, Back: "norm_epsilon", Kind: Real, Need: Always}),
 		Param{Rule: NoWindow}),
-	Fixed: []Fixed{{Name: "hidden_act", Texts: gelu}},
+	Fixed:  []Fixed{{Name: "hidden_act", Texts: gelu}},
+	Tokens: Tokens{Kind: BytesOnly},
 	Biases: []Bias{
 		{"use_bias", append([]string{"ffn_up", "ffn_down"}, attentionAll...)},
 		{"", []string{"attn_norm", "ffn_norm", "output_norm"}},
