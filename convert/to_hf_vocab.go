@@ -97,7 +97,8 @@ func (f *hfFiles) readWords() error {
 			continue
 		}
 		word, begins := strings.CutPrefix(token, wordBegun)
-		if !begins {
+		// Older converters leave special tokens as they are, whatever their type.
+		if special := strings.HasPrefix(token, "[") && strings.HasSuffix(token, "]"); !begins && !special {
 			word = wordContinued + token
 		}
 		v.Tokens[id] = word
