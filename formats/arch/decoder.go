@@ -82,6 +82,13 @@ var (
 		{Name: "self_attn.q_norm.weight", Shape: []Size{HeadSize}},
 		{Name: "self_attn.k_norm.weight", Shape: []Size{HeadSize}},
 	}
+	// wholeNorms are those of all heads together, and the ones behind each half of a layer.
+	wholeNorms = []DecoderTensor{
+		{Name: "self_attn.q_norm.weight", Shape: []Size{Queries}},
+		{Name: "self_attn.k_norm.weight", Shape: []Size{Keys}},
+		{Name: "post_attention_layernorm.weight", Shape: []Size{Hidden}},
+		{Name: "post_feedforward_layernorm.weight", Shape: []Size{Hidden}},
+	}
 	fused = []DecoderTensor{
 		{Name: "self_attn.qkv_proj.weight", Shape: []Size{QueriesKeysValues, Hidden}},
 		{Name: "self_attn.o_proj.weight", Shape: []Size{Hidden, Queries}},
@@ -107,6 +114,9 @@ var otherBiases = []DecoderTensor{
 	{Name: "mlp.up_proj.bias", Shape: []Size{Intermediate}, Optional: true},
 	{Name: "mlp.down_proj.bias", Shape: []Size{Hidden}, Optional: true},
 }
+
+// llamaLike is a layer of Llama, with the switches of its biases.
+var llamaLike = llamaKind(attention, mlp, twoNorms, biases(true), otherBiases)
 
 func llamaKind(parts ...[]DecoderTensor) Decoder {
 	d := Decoder{Root: "model.", Layers: "layers.", Model: llamaModel, Keys: llamaKeys}

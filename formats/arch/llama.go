@@ -44,15 +44,16 @@ var llamaFamilies = []Family{
 		Params:        and(llamaParams, Param{Rule: MixtralExperts}, Param{Rule: NoWindow}),
 		Fixed:         siluGate, Biases: llamaBiases, Tokens: llamaTokens,
 		Decoders: map[string]Decoder{
-			"llama":   llamaKind(attention, mlp, twoNorms, biases(true), otherBiases),
+			"llama":   llamaLike,
 			"mistral": llamaKind(attention, mlp, twoNorms),
 		},
 	},
 	{
 		Name: "smollm3", ModelType: "smollm3", Architectures: []string{"SmolLM3ForCausalLM"},
-		Renames: llamaLayers,
-		Params:  slices.Concat([]Param{{Rule: SmolLM3Rotation}}, llamaParams, []Param{{Rule: SwitchedWindow}}),
-		Fixed:   siluGate, Biases: llamaBiases, Tokens: llamaTokens,
+		Renames:  llamaLayers,
+		Params:   slices.Concat([]Param{{Rule: SmolLM3Rotation}}, llamaParams, []Param{{Rule: SwitchedWindow}}),
+		Decoders: map[string]Decoder{"smollm3": llamaLike},
+		Fixed:    siluGate, Biases: llamaBiases, Tokens: llamaTokens,
 	},
 	{
 		// What embeddings, scores, residuals and logits are scaled with. The size of heads
@@ -66,6 +67,7 @@ var llamaFamilies = []Family{
 			{Key: "logit_scale", Names: []string{"logits_scaling"}, Kind: Real, ZeroIsNone: true},
 			{Rule: GraniteScales},
 		}),
-		Fixed: siluGate, Biases: llamaBiases, Tokens: llamaTokens,
+		Decoders: map[string]Decoder{"granite": llamaLike},
+		Fixed:    siluGate, Biases: llamaBiases, Tokens: llamaTokens,
 	},
 }

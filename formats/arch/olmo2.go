@@ -8,5 +8,9 @@ var olmo2Family = Family{
 		Rename{"model.layers.#.post_attention_layernorm", "blk.#.post_attention_norm", Same},
 		Rename{"model.layers.#.post_feedforward_layernorm", "blk.#.post_ffw_norm", Same}),
 	Params: and(common, Param{Rule: OlmoWindow}),
-	Fixed:  siluGate, Biases: []Bias{{"attention_bias", attentionAll}}, Tokens: Tokens{Kind: BytesOnly},
+	Decoders: map[string]Decoder{
+		"olmo2": llamaKind(attention, mlp, wholeNorms, biases(true), otherBiases[:1]),
+		"olmo3": llamaKind(attention, mlp, wholeNorms, biases(true), otherBiases[:1]),
+	},
+	Fixed: siluGate, Biases: []Bias{{"attention_bias", attentionAll}}, Tokens: Tokens{Kind: BytesOnly},
 }
