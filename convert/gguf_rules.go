@@ -2,6 +2,7 @@ package convert
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/loratool/loratool/formats/arch"
 	"github.com/loratool/loratool/formats/gguf"
@@ -42,7 +43,7 @@ var rules = map[arch.Rule]rule{
 	arch.TextEmbeddings:   {keys: []string{poolingKey}, to: (*ggufPlanner).embeddingKeys, from: (*hfPlanner).embeddingConfig},
 
 	arch.MixtralExperts:  {from: (*hfPlanner).mixtralConfig},
-	arch.QwenExperts:     {from: (*hfPlanner).qwenExperts},
+	arch.QwenExperts:     {to: (*ggufPlanner).checkExpertWeights, from: (*hfPlanner).qwenExperts},
 	arch.Gemma3Base:      {keys: []string{localBaseKey}, to: (*ggufPlanner).gemma3Base, from: (*hfPlanner).gemma3Base},
 	arch.SmolLM3Rotation: {to: (*ggufPlanner).checkSmolLM3, from: (*hfPlanner).smolLM3Config},
 	arch.GraniteHeads:    {to: (*ggufPlanner).checkGranite},
@@ -168,6 +169,18 @@ func (g *ggufPlanner) gemma3Base() error {
 	param(g, "rope.freq_base", float32(base))
 	if _, capped, err := g.optFloat("attn_logit_softcapping"); err != nil || capped {
 		return g.errorf("its config.json has attn_logit_softcapping, which Gemma 3 has not")
+	}
+	return nil
+}
+
+// checkExpertWeights says that the weights of the chosen experts add up to 1 in a runtime,
+// of a model that does not say so: in transformers they do not then.
+func (g *ggufPlanner) checkExpertWeights() error {
+	const setting = "norm_topk_prob"
+	_, stated, err := g.hparams.OptBool(setting)
+	fixed := slices.ContainsFunc(g.family.Fixed, func(f arch.Fixed) bool { return f.Name == setting && f.Flag })
+	if err == nil && !stated && fixed {
+		g.decide("expert-weights", fmt.Sprintf("config.json has no %s: transformers takes it for false, a GGUF file of %s stands for true", setting, g.family.Name))
 	}
 	return nil
 }

@@ -492,6 +492,9 @@ func TestGGUFDecisions(t *testing.T) {
 		{"another scale", "gemma2", config(`"query_pre_attn_scalar": 7`), "query-scale", true},
 		{"another scale by default", "gemma2", nil, "query-scale", true},
 		{"the scale", "gemma2", config(`"query_pre_attn_scalar": 8`), "query-scale", false},
+		{"weights of experts by default", "qwen3-moe", nil, "expert-weights", true},
+		{"weights of experts", "qwen3-moe", config(`"norm_topk_prob": true`), "expert-weights", false},
+		{"weights of experts of Qwen 2", "qwen2-moe", nil, "expert-weights", false},
 		{"no space in front", "linear", fast(marked), "space-prefix", true},
 		{"a space in front", "linear", fast(`{"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, ` + marked + `]}`), "space-prefix", false},
 	} {
